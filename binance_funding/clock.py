@@ -1,0 +1,42 @@
+"""The two clocks: wall time for what is written, steady time for every age and timeout."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Moment(NamedTuple):
+    """One instant read from both clocks."""
+
+    wall_s: float
+    """Unix seconds of this host's clock; jumps when somebody sets it."""
+    steady_s: float
+    """Seconds since boot; never jumps."""
+
+
+def _since_boot_s() -> float:
+    # CLOCK_MONOTONIC stands still while a host is suspended: data that is hours old would look fresh afterwards.
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _boot_id() -> str:
+    """Name this boot, within which steady times of different processes can be compared; "" if unknown."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Both clocks of this host; tests put their own in. Safe to call from any thread."""
+
+    wall_s: Callable[[], float] = time.time
+    steady_s: Callable[[], float] = _since_boot_s
+    boot_id: str = field(default_factory=_boot_id)
+
+    def now(self) -> Moment:
+        """Read both clocks."""
+        return Moment(self.wall_s(), self.steady_s())

@@ -1,0 +1,216 @@
+"""The FundingRate record, and the decoding of both Binance formats into it. Pure: no I/O, no state.
+
+Facts of the exchange, as of November 2026:
+- Stream rows: `e` "markPriceUpdate", `E` event time ms, `s` symbol, `p` mark price, `i` index price, `r` funding rate,
+  `T` next funding time ms, `st` 1 USD-M / 2 COIN-M (absent before 2026-06-30). Numbers are decimal strings. [1]
+- REST rows: `symbol, markPrice, indexPrice, lastFundingRate, nextFundingTime, time`. [2]
+- Delivery contracts and settling perpetuals have next funding time 0 and an empty or zero funding rate. [1]
+- COIN-M rows travel on the same all-market stream; other streams reuse `p` with another meaning. [1]
+[1] https://developers.binance.com/docs/derivatives/usds-margined-futures/websocket-market-streams
+[2] https://developers.binance.com/docs/derivatives/usds-margined-futures/market-data/rest-api/Mark-Price
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+from .clock import Moment
+
+STREAM, REST = "websocket", "rest"
+
+# An event time further ahead of this host's clock than this is nonsense; let in, it would block the symbol until then.
+_LATEST_EVENT_AHEAD_S = 86_400
+_LONGEST_SYMBOL = 64
+_QUOTE_CHARACTERS = 200
+
+# Three decimals that are JSON numbers as they stand and far from overflow: they need no float on their way to the file.
+_DECIMAL = r"(-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,20})?)"
+_THREE_DECIMALS = re.compile(f"{_DECIMAL} {_DECIMAL} {_DECIMAL}")
+
+
+class FundingRate(NamedTuple):
+    """One symbol's funding rate and prices at one event time."""
+
+    symbol: str
+    funding_rate: str
+    """Fraction per funding interval; this and the prices are the decimal texts sent, each a finite JSON number."""
+    mark_price: str
+    index_price: str
+    next_funding_time_ms: int
+    event_time_ms: int
+    """Binance's clock."""
+    source: str
+    """STREAM or REST."""
+    received_s: float
+    """Steady clock of this host."""
+
+
+class Decoded(NamedTuple):
+    """The usable rows of one message, and what became of the others."""
+
+    rates: list[FundingRate]
+    rejected: int
+    """Rows that were malformed; rows left out on purpose (COIN-M, no funding, other streams) do not count."""
+    first_fault: str
+    """What was wrong with the first rejected row, or ""."""
+
+
+class MalformedMessage(ValueError):
+    """A message or answer that is not the expected JSON at all; the text quotes at most 200 characters of it."""
+
+
+def decode_stream(payload: bytes, received: Moment) -> Decoded:
+    """Decode one WebSocket message, enveloped or bare.
+
+    Raises MalformedMessage if it is not UTF-8, not JSON, or neither rows nor an event.
+    """
+    message = _parse(payload)
+    if isinstance(message, dict):
+        # Without envelope a single event is a row itself; whether it is a mark price is judged like that of any row.
+        message = message.get("data", [message] if "e" in message else None)
+    if isinstance(message, dict):
+        message = [message]
+    if not isinstance(message, list):
+        raise MalformedMessage(f"no rows in {_quote(payload)}")
+    return _decode_rows(message, _from_stream_row, received)
+
+
+def decode_premium_index(body: bytes, received: Moment) -> Decoded:
+    """Decode the answer to GET /fapi/v1/premiumIndex without symbol.
+
+    Raises MalformedMessage if it is not UTF-8, not JSON, or not a list of rows.
+    """
+    answer = _parse(body)
+    if not isinstance(answer, list):
+        raise MalformedMessage(f"no list in {_quote(body)}")
+    return _decode_rows(answer, _from_premium_index_row, received)
+
+
+def decode_funding_info(body: bytes) -> dict[str, int]:
+    """Decode the answer to GET /fapi/v1/fundingInfo: funding interval in hours by symbol; one not listed has 8.
+
+    Raises MalformedMessage if it is not UTF-8, not JSON, or not a list of rows with symbol and fundingIntervalHours.
+    """
+    answer = _parse(body)
+    try:
+        intervals = {row["symbol"]: row["fundingIntervalHours"] for row in answer}
+    except (KeyError, TypeError) as fault:
+        raise MalformedMessage(f"no funding intervals in {_quote(body)}") from fault
+    return {
+        symbol: hours
+        for symbol, hours in intervals.items()
+        if isinstance(symbol, str) and type(hours) is int and 1 <= hours <= 24
+    }
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_json = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _parse(payload: bytes) -> Any:
+    try:
+        return _json.decode(payload.decode("utf-8"))
+    except (ValueError, RecursionError) as fault:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise MalformedMessage(f"{_reason(fault)} in {_quote(payload)}") from fault
+
+
+def _reason(fault: Exception) -> str:
+    if isinstance(fault, UnicodeDecodeError):
+        return f"invalid UTF-8 at byte {fault.start}"
+    if isinstance(fault, RecursionError):
+        return "nesting too deep"
+    return f"invalid JSON ({fault})"
+
+
+def _quote(payload: bytes) -> str:
+    shown = payload[:_QUOTE_CHARACTERS].decode("utf-8", "replace")
+    return repr(shown) + ("..." if len(payload) > _QUOTE_CHARACTERS else "")
+
+
+_Row = Any  # as parsed: whether it is even an object is for the conversion to find out
+_Convert = Callable[[_Row, float, float], FundingRate | None]
+
+
+def _decode_rows(rows: list[_Row], convert: _Convert, received: Moment) -> Decoded:
+    latest_ms = (received.wall_s + _LATEST_EVENT_AHEAD_S) * 1000
+    received_s = received.steady_s
+    rates: list[FundingRate] = []
+    rejected, first_fault = 0, ""
+    for row in rows:
+        try:
+            rate = convert(row, received_s, latest_ms)
+        except (KeyError, TypeError, ValueError, AttributeError) as fault:
+            rejected += 1
+            first_fault = first_fault or f"{type(fault).__name__} {fault} in row {str(row)[:_QUOTE_CHARACTERS]}"
+            continue
+        if rate is not None:
+            rates.append(rate)
+    return Decoded(rates, rejected, first_fault)
+
+
+def _from_stream_row(row: _Row, received_s: float, latest_ms: float) -> FundingRate | None:
+    if row["e"] != "markPriceUpdate" or row.get("st", 1) != 1:
+        return None
+    rate, next_time = row["r"], row["T"]
+    if next_time == 0 or rate == "":
+        return None
+    return _checked(row["s"], rate, row["p"], row["i"], next_time, row["E"], STREAM, received_s, latest_ms)
+
+
+def _from_premium_index_row(row: _Row, received_s: float, latest_ms: float) -> FundingRate | None:
+    rate, next_time = row["lastFundingRate"], row["nextFundingTime"]
+    if next_time == 0 or rate == "" or row.get("st", 1) != 1:
+        return None
+    return _checked(
+        row["symbol"],
+        rate,
+        row["markPrice"],
+        row["indexPrice"],
+        next_time,
+        row["time"],
+        REST,
+        received_s,
+        latest_ms,
+    )
+
+
+def _checked(
+    symbol: Any,
+    rate: Any,
+    mark_price: Any,
+    index_price: Any,
+    next_time_ms: Any,
+    event_time_ms: Any,
+    source: str,
+    received_s: float,
+    latest_ms: float,
+) -> FundingRate:
+    """Make the record. Raises TypeError or ValueError for whatever may not reach the file."""
+    # A lone surrogate is not printable either: it could not be encoded when the file is written.
+    if type(symbol) is not str or not symbol.isprintable() or not 0 < len(symbol) <= _LONGEST_SYMBOL:
+        raise ValueError("symbol")
+    if type(event_time_ms) is not int or not 0 < event_time_ms <= latest_ms:
+        raise ValueError("event time")
+    if type(next_time_ms) is not int or not 0 < next_time_ms < 1 << 53:
+        raise ValueError("next funding time")
+    decimals = _THREE_DECIMALS.fullmatch(f"{rate} {mark_price} {index_price}")
+    if decimals is not None:
+        rate, mark_price, index_price = decimals.groups()
+    else:
+        rate, mark_price, index_price = _number(rate), _number(mark_price), _number(index_price)
+    return FundingRate(symbol, rate, mark_price, index_price, next_time_ms, event_time_ms, source, received_s)
+
+
+def _number(value: Any) -> str:
+    """Write an unusual spelling of a finite number as JSON does. Raises TypeError or ValueError for anything else."""
+    if type(value) not in (str, int, float) or "_" in str(value):
+        raise TypeError(f"number {value!r}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"number {value!r}")
+    return repr(number)
