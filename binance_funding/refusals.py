@@ -1,0 +1,76 @@
+"""What an HTTP refusal of Binance means, in words, and how long it asks to wait. Pure.
+
+Facts of the exchange, as of November 2026:
+- 429: too many requests; 418: the IP is banned, 2 minutes to 3 days; asking again too early lengthens the ban. [1]
+- `Retry-After` holds the seconds; else the body names the end in ms ("... IP banned until 1795500000000"). [1]
+- 403: refused by the firewall; 451: not served from this country. Both come for the WebSocket handshake too.
+[1] https://developers.binance.com/docs/derivatives/usds-margined-futures/general-info
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
+
+LONGEST_BAN_S = 3 * 86_400
+_BAN_WITHOUT_END_S = 120.0
+_BANNED_UNTIL = re.compile(r"banned until ([0-9]{13})")
+
+_WORDS = {
+    403: "the firewall of Binance refuses this IP",
+    418: "Binance has banned this IP for asking too often",
+    429: "Binance says too many requests",
+    451: "Binance does not serve this country",
+}
+
+
+class Refusal(NamedTuple):
+    """One refusal: what it means, and for how long nothing may be asked (0: nothing was said)."""
+
+    words: str
+    wait_s: float
+
+
+def explain(status: int, headers: Mapping[str, str], body: str, wall_s: float) -> Refusal:
+    """Explain an HTTP status other than success. `headers` must look names up case-insensitively or in lower case."""
+    words = _WORDS.get(status)
+    if words is None:
+        words = "Binance has trouble of its own" if status >= 500 else "unexpected answer"
+    return Refusal(f"{words} (HTTP {status})", _wait_s(status, headers, body, wall_s))
+
+
+def _wait_s(status: int, headers: Mapping[str, str], body: str, wall_s: float) -> float:
+    asked_s = _retry_after_s(headers, wall_s)
+    if asked_s is None and status in (418, 429):
+        asked_s = _ban_s(status, headers, body, wall_s)
+    return min(max(asked_s or 0.0, 0.0), LONGEST_BAN_S)
+
+
+def _retry_after_s(headers: Mapping[str, str], wall_s: float) -> float | None:
+    text = headers.get("retry-after", "").strip()
+    if re.fullmatch("[0-9]{1,9}", text):
+        return float(text)
+    until_s = _http_date_s(text)
+    return None if until_s is None else until_s - _server_time_s(headers, wall_s)
+
+
+def _ban_s(status: int, headers: Mapping[str, str], body: str, wall_s: float) -> float:
+    now_s = _server_time_s(headers, wall_s)
+    named = _BANNED_UNTIL.search(body)
+    if named:
+        return int(named[1]) / 1000 - now_s
+    return 60 - math.fmod(now_s, 60) if status == 429 else _BAN_WITHOUT_END_S
+
+
+def _server_time_s(headers: Mapping[str, str], wall_s: float) -> float:
+    """Take the time of Binance, whose clock names the end of the ban, from its answer; else this host's."""
+    server_s = _http_date_s(headers.get("date", ""))
+    return wall_s if server_s is None else server_s
+
+
+def _http_date_s(text: str) -> float | None:
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (TypeError, ValueError):
+        return None
