@@ -1,0 +1,201 @@
+"""The JSON file that both programs share, and other programs read: its schema, atomic writing, cached reading.
+
+A reader sees one complete file or the next, never half of one: it is written beside the old one and renamed over it.
+It is not forced to disk (fsync), which would cost more than everything else: after a power failure the data would be
+stale anyway, and a file that cannot be read is dropped at the next start.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+VERSION = 1
+
+_LARGEST_BYTES = 256 * 1024 * 1024
+_MODE = 0o644  # every local program may read it, whoever it runs as and whatever the umask
+
+
+class AlreadyRunning(Exception):
+    """Another daemon holds the state file; the text names its pid."""
+
+
+class UnusableState(Exception):
+    """The state file is missing, cannot be read, or is not what a daemon writes; the text says which."""
+
+
+def record_text(
+    symbol_text: str,
+    funding_rate: str,
+    mark_price: str,
+    index_price: str,
+    next_funding_time_ms: int,
+    event_time_ms: int,
+    updated_at_s: float,
+    interval_hours: int,
+    source: str,
+) -> str:
+    """Write one member of `funding_state`. The symbol comes as JSON text, rate and prices as JSON numbers."""
+    return (
+        f'{symbol_text}:{{"fundingRate":{funding_rate},"markPrice":{mark_price},"indexPrice":{index_price},'
+        f'"nextFundingTime":{next_funding_time_ms},"eventTime":{event_time_ms},"updatedAt":{updated_at_s:.3f},'
+        f'"fundingIntervalHours":{interval_hours},"source":"{source}"}}'
+    )
+
+
+class StateFile:
+    """The daemon's side: one writer, which holds a lock for as long as it lives. For one thread."""
+
+    def __init__(self, path: str) -> None:
+        # A link stays a link: what it points to is replaced.
+        self.path = os.path.realpath(path)
+        self._temporary = self.path + ".tmp"
+        self._lock_fd: int | None = None
+
+    def lock(self) -> None:
+        """Become the only writer until the process ends, however it ends.
+
+        Raises AlreadyRunning if another daemon is, OSError if the directory cannot be written.
+        """
+        fd = os.open(self.path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(fd)
+            raise AlreadyRunning(f"{self.path} is already written by the daemon with pid {pid}") from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
+        self._lock_fd = fd
+
+    def write(self, records: Iterable[str], header: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
+        """Replace the file by one of `header`, `funding_state` (texts of `record_text`) and `rest`. Raises OSError."""
+        before, after = _members(header), _members(rest)
+        content = f'{{{before},"funding_state":{{{",".join(records)}}},{after}}}\n'.encode()
+        # The name is fixed, since the lock admits one writer: what a killed daemon left is simply overwritten.
+        fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
+        try:
+            os.fchmod(fd, _MODE)
+            _write_all(fd, content)
+        except OSError:
+            # On a full disk the half-written copy takes the space that others need.
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary)
+            raise
+        finally:
+            os.close(fd)
+        os.replace(self._temporary, self.path)
+
+
+def _members(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))[1:-1]
+
+
+def _write_all(fd: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def read(path: str) -> dict[str, Any]:
+    """Read and check the file. Raises UnusableState."""
+    try:
+        # A FIFO or device in its place must not block whoever reads it.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise UnusableState(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    with os.fdopen(fd, "rb") as file:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > _LARGEST_BYTES:
+            raise UnusableState(f"{path}: not a file of reasonable size")
+        try:
+            state = json.loads(file.read().decode("utf-8"), parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise UnusableState(f"{path}: not valid JSON ({error})") from error
+        except OSError as error:
+            raise UnusableState(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    _check(state, path)
+    return state  # type: ignore[no-any-return]
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_INTERVAL_HOURS = range(1, 25)
+_RECORD_NUMBERS = ("fundingRate", "markPrice", "indexPrice", "nextFundingTime", "eventTime", "updatedAt")
+
+
+def _check(state: Any, path: str) -> None:
+    """Check all that readers rely on, so that no answer can stumble over junk."""
+    try:
+        if state["version"] != VERSION:
+            raise UnusableState(f"{path}: version {state['version']!r} instead of {VERSION}")
+        _require_number(state["updated_at"])
+        _require_number(state.setdefault("boottime", 0.0))
+        for record in state["funding_state"].values():
+            for name in _RECORD_NUMBERS:
+                _require_number(record[name])
+            if record["source"] not in ("websocket", "rest"):
+                raise ValueError("source")
+            if record.get("fundingIntervalHours") not in _INTERVAL_HOURS:
+                raise ValueError("fundingIntervalHours")
+        _check_statistics(state)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UnusableState(f"{path}: not a state file ({type(error).__name__}: {error})") from error
+
+
+def _check_statistics(state: dict[str, Any]) -> None:
+    for name in ("connection_status", "comparison"):
+        if not isinstance(state.setdefault(name, {}), dict):
+            raise TypeError(name)
+    if not isinstance(state["connection_status"].setdefault("rest", {}), dict):
+        raise TypeError("rest")
+    for gap in state.setdefault("gaps", []):
+        _require_number(gap["start"])
+        _require_number(gap["seconds"])
+    for bucket in state.setdefault("history", []):
+        for amount in bucket.values():
+            _require_number(amount)
+
+
+def _require_number(value: Any) -> None:
+    # Not bool, which is an int, and no integer too large for a float.
+    if type(value) not in (int, float) or not -1e300 < value < 1e300:
+        raise ValueError(f"{value!r} is not a usable number")
+
+
+class StateReader:
+    """The server's side: reads the file again only when it has changed. For one thread."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._seen: tuple[int, ...] | None = None
+        self.state: dict[str, Any] | None = None
+        """What the file holds, None where there is no usable file."""
+        self.error = "not read yet"
+        """Why there is none."""
+        self.generation = 0
+        """Grows whenever `state` changed."""
+
+    def refresh(self) -> None:
+        """Bring `state` up to date; costs one stat where nothing has changed. Never raises for a bad file."""
+        seen = self._look()
+        if seen == self._seen and self.generation:
+            return
+        self._seen = seen
+        self.generation += 1
+        try:
+            self.state, self.error = read(self.path), ""
+        except UnusableState as error:
+            self.state, self.error = None, str(error)
+
+    def _look(self) -> tuple[int, ...] | None:
+        try:
+            info = os.stat(self.path)
+        except OSError:
+            return None
+        return info.st_ino, info.st_mtime_ns, info.st_size, info.st_dev
