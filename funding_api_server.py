@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""Serve the newest Binance USD-M funding rates over HTTP, from the file that the daemon writes.
+
+state_file.py   reads the file again when it has changed
+answers.py      makes answers of its content: how old it is, whether it can be trusted
+metrics.py      the same for Prometheus
+http_server.py  takes requests and sends the answers; it never calls Binance and never writes
+"""
+
+import logging
+import os
+import sys
+
+from binance_funding import __version__, events, service
+from binance_funding.answers import Answers
+from binance_funding.clock import Clock
+from binance_funding.http_server import HttpServer, raise_file_limit
+from binance_funding.settings import SERVER
+from binance_funding.state_file import StateReader
+
+_log = logging.getLogger("binance_funding.server")
+
+EX_OK, EX_UNAVAILABLE = 0, 69
+
+
+def main() -> int:
+    """Run the server until SIGTERM or SIGINT; return its exit status."""
+    settings = service.start_program(SERVER, "Serve the newest Binance USD-M funding rates over HTTP.")
+    answers = Answers(StateReader(settings.state_file), settings, Clock())
+    try:
+        raise_file_limit(settings.api_max_connections)
+        server = HttpServer(
+            settings.api_host,
+            settings.api_port,
+            answers,
+            max_connections=settings.api_max_connections,
+            epoch=answers.epoch,
+        )
+    except OSError as error:
+        words = (error.strerror or str(error)).lower()
+        _log.error("API_HOST=%s API_PORT=%d cannot be listened on: %s", settings.api_host, settings.api_port, words)
+        return EX_UNAVAILABLE
+    service.on_signals(server.stop)
+    host, port = server.address[:2]
+    _log.info(
+        "%s",
+        events.line(
+            "listening", version=__version__, pid=os.getpid(), host=host, port=port, state_file=settings.state_file
+        ),
+    )
+    service.notify(f"READY=1\nSTATUS=listening on {host} port {port}, reading {settings.state_file}")
+    server.serve()
+    service.notify("STOPPING=1")
+    _log.info("%s", events.line("stopped", cause="signal"))
+    return EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
