@@ -1,0 +1,213 @@
+"""The exchange's REST side: a small HTTP/1.1 server in the exchange's event loop, with faults on request."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import http
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import parse_qs, urlsplit
+
+from tests.exchange.market import Market, to_json
+from tests.exchange.stream import RECORDS_KEPT, reset_transport
+
+PREMIUM_INDEX = "/fapi/v1/premiumIndex"
+FUNDING_INFO = "/fapi/v1/fundingInfo"
+ALL_SYMBOLS_WEIGHT = 10
+WEIGHT_PER_MINUTE = 2400
+
+How = Literal["answer", "hang", "trickle", "cut", "reset"]
+
+
+@dataclass(frozen=True)
+class RestRequest:
+    """One request as received (`at_s`: Unix seconds) and the status answered; 0 where no answer was meant."""
+
+    at_s: float
+    path: str
+    headers: dict[str, str]
+    status: int
+
+
+@dataclass
+class RestFault:
+    """How the next requests are treated, `remaining` of them or (None) all until cleared.
+
+    `body` None with "trickle" or "cut" stands for the right answer, sent slowly or half.
+    `path` limits the fault to requests whose target begins with it.
+    """
+
+    status: int = 200
+    body: bytes | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    how: How = "answer"
+    remaining: int | None = None
+    path: str = "/"
+    pause_s: float = 0.01
+
+
+@dataclass
+class _Answer:
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+
+class RestService:
+    """Answers REST requests. To be used in the event loop only."""
+
+    def __init__(
+        self,
+        market: Market,
+        event_time_ms: Callable[[], int],
+        now_ms: Callable[[], int],
+        changed: Callable[[], None],
+    ) -> None:
+        self.requests: deque[RestRequest] = deque(maxlen=RECORDS_KEPT)
+        self.fault: RestFault | None = None
+        self._market = market
+        self._event_time_ms = event_time_ms
+        self._now_ms = now_ms
+        self._changed = changed
+        self._server: asyncio.Server | None = None
+        self._serving: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._weight_minute = 0
+        self._weight_used = 0
+
+    async def listen(self, sock: socket.socket) -> None:
+        """Accept connections on a bound socket, which then belongs to the server."""
+        self._server = await asyncio.start_server(self._serve, sock=sock)
+
+    async def stop_listening(self) -> None:
+        """Close the listening socket and reset every connection."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        server.close()
+        tasks = list(self._serving)
+        for task, writer in list(self._serving.items()):
+            reset_transport(writer.transport)
+            task.cancel()
+        await asyncio.gather(*tasks)
+        await server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving[task] = writer
+        try:
+            while await self._serve_one(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            return  # the client has left, or the exchange goes down
+        finally:
+            del self._serving[task]
+            writer.close()
+
+    async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request; False ends the connection."""
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        request_line, *lines = head.rstrip("\r\n").split("\r\n")
+        method, target, _ = request_line.split(" ")
+        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        fault = self._next_fault(target)
+        answer = self._answer(method, target)
+        if fault is not None and fault.body is not None:
+            answer = _Answer(fault.status, fault.body, fault.headers)
+        elif fault is None and "gzip" in headers.get("accept-encoding", ""):
+            answer = _Answer(
+                answer.status, gzip.compress(answer.body, 1), {**answer.headers, "Content-Encoding": "gzip"}
+            )
+        how: How = "answer" if fault is None else fault.how
+        status = 0 if how in ("hang", "reset") else answer.status
+        self.requests.append(RestRequest(time.time(), target, headers, status))
+        self._changed()
+        return await self._send(answer, fault, how, reader, writer)
+
+    async def _send(
+        self,
+        answer: _Answer,
+        fault: RestFault | None,
+        how: How,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> bool:
+        if how == "hang":
+            while await reader.read(4096):
+                pass
+            return False
+        if how == "reset":
+            reset_transport(writer.transport)
+            return False
+        if how == "cut":
+            writer.write(_head(answer) + answer.body[: len(answer.body) // 2])
+        elif how == "trickle" and fault is not None:
+            writer.write(_head(answer))
+            for place in range(len(answer.body)):
+                writer.write(answer.body[place : place + 1])
+                await writer.drain()
+                await asyncio.sleep(fault.pause_s)
+        else:
+            writer.write(_head(answer) + answer.body)
+        await writer.drain()
+        return how != "cut"
+
+    def _next_fault(self, target: str) -> RestFault | None:
+        fault = self.fault
+        if fault is None or not target.startswith(fault.path):
+            return None
+        if fault.remaining is not None:
+            fault.remaining -= 1
+            if fault.remaining <= 0:
+                self.fault = None
+        return fault
+
+    def _answer(self, method: str, target: str) -> _Answer:
+        url = urlsplit(target)
+        symbol = parse_qs(url.query).get("symbol", [""])[0]
+        if method != "GET":
+            return _json(405, {"code": -1, "msg": "Method not allowed."})
+        if url.path == FUNDING_INFO:
+            return _json(200, self._market.funding_info())
+        if url.path != PREMIUM_INDEX:
+            return _json(404, {"code": -5000, "msg": f"Path {url.path}, Method GET is invalid"})
+        answer = self._weigh(1 if symbol else ALL_SYMBOLS_WEIGHT) or self._premium_index(symbol)
+        answer.headers["X-MBX-USED-WEIGHT-1M"] = str(self._weight_used)
+        return answer
+
+    def _premium_index(self, symbol: str) -> _Answer:
+        rows = self._market.premium_index(self._event_time_ms())
+        if not symbol:
+            return _json(200, rows)
+        row = next((row for row in rows if row["symbol"] == symbol), None)
+        return _json(200, row) if row else _json(400, {"code": -1121, "msg": "Invalid symbol."})
+
+    def _weigh(self, weight: int) -> _Answer | None:
+        """Count a request's weight; return the refusal when the minute's allowance is spent."""
+        now_s = self._now_ms() // 1000
+        if now_s // 60 != self._weight_minute:
+            self._weight_minute, self._weight_used = now_s // 60, 0
+        self._weight_used += weight
+        if self._weight_used <= WEIGHT_PER_MINUTE:
+            return None
+        refusal = _json(429, {"code": -1003, "msg": f"Too many requests; the limit is {WEIGHT_PER_MINUTE} a minute."})
+        refusal.headers["Retry-After"] = str(60 - now_s % 60)
+        return refusal
+
+
+def _json(status: int, value: object) -> _Answer:
+    return _Answer(status, to_json(value).encode(), {"Content-Type": "application/json;charset=utf-8"})
+
+
+def _head(answer: _Answer) -> bytes:
+    lines = [
+        f"HTTP/1.1 {answer.status} {http.HTTPStatus(answer.status).phrase}",
+        f"Content-Length: {len(answer.body)}",
+    ]
+    lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
