@@ -33,10 +33,11 @@ _log = logging.getLogger("binance_funding.daemon")
 
 EX_OK, EX_SOFTWARE, EX_CANTCREAT, EX_TEMPFAIL = 0, 70, 73, 75
 
-# What a thread may take for one round before the watchdog is no longer fed.
-_STUCK_AFTER_S = 10.0
+# What a thread may take for one round before the watchdog is no longer fed. REST may wait for a name server and for
+# every address of the host; what trickles in for ever, headers included, ends here.
+_STUCK_AFTER_S, _REST_STUCK_AFTER_S = 10.0, 180.0
 _ROUND_S = 1.0
-_STOP_WITHIN_S = 2.0
+_STOP_WITHIN_S = 1.6
 _CLOCK_WARNING_S = 5.0
 _FORGET_EVERY_S = 60.0
 
@@ -134,6 +135,7 @@ class Daemon:
             for name, progress_s, allowed_s in (
                 ("stream", self._stream.progress_s, _STUCK_AFTER_S),
                 ("publisher", self._publisher.progress_s, _STUCK_AFTER_S + self._settings.heartbeat_seconds),
+                ("rest", self._rest.progress_s, _REST_STUCK_AFTER_S + self._settings.rest_timeout_seconds),
             )
             if now_s - progress_s > allowed_s
         ]

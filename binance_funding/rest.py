@@ -139,6 +139,8 @@ class RestPoller:
         self._history = history
         self._clock = clock
         self._repeats = repeats
+        self.progress_s = clock.steady_s()
+        """Steady time at which the thread last went round; a request that hangs keeps it standing."""
         self._started_s: float | None = None
         self._took_s = 0.0
         self._refused_in_a_row = 0
@@ -163,17 +165,22 @@ class RestPoller:
             self._paused_until_s = now.steady_s + max(0.0, remaining_s)
 
     def run(self, stop: threading.Event) -> None:
-        """Poll until `stop` is set; blocks, at most for one request's timeout after that."""
-        while not stop.is_set():
-            self._update_fallback()
-            wait_s = self._due_s() - self._clock.steady_s()
-            if wait_s > 0:
-                stop.wait(min(wait_s, self._time_to_fallback_s(), _LONGEST_STEP_S))
-                continue
-            self._poll()
-            if self._clock.steady_s() >= max(self._funding_info_due_s, self._paused_until_s) and not stop.is_set():
-                self._ask_funding_info()
+        """Poll until `stop` is set; blocks, at most for one request after that."""
+        while not stop.wait(self.step()):
+            pass
         self._client.close()
+
+    def step(self) -> float:
+        """Poll if it is due; return the seconds to the next step. For the polling thread; blocks for the requests."""
+        self.progress_s = self._clock.steady_s()
+        self._update_fallback()
+        wait_s = self._due_s() - self.progress_s
+        if wait_s > 0:
+            return min(wait_s, self._time_to_fallback_s(), _LONGEST_STEP_S)
+        self._poll()
+        if self._clock.steady_s() >= max(self._funding_info_due_s, self._paused_until_s):
+            self._ask_funding_info()
+        return 0.0
 
     def status(self) -> dict[str, Any]:
         """Return `connection_status.rest`, ready for the state file."""

@@ -60,16 +60,18 @@ class StateFile:
 
         Raises AlreadyRunning if another daemon is, OSError if the directory cannot be written.
         """
-        fd = os.open(self.path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
+        path = self.path + ".lock"
+        # Held open for reading only: a file open for writing would keep the file system from being remounted.
+        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(fd)
             raise AlreadyRunning(f"{self.path} is already written by the daemon with pid {pid}") from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
         self._lock_fd = fd
+        with open(path, "w", encoding="ascii") as file:
+            file.write(f"{os.getpid()}\n")
 
     def write(self, records: Iterable[str], header: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
         """Replace the file by one of `header`, `funding_state` (texts of `record_text`) and `rest`. Raises OSError."""

@@ -136,12 +136,16 @@ class StreamPool:
         """Keep the connections alive until `stop` is set and `wake` called; then close them all. Blocks."""
         while not stop.is_set():
             self._wake.clear()
-            for slot in self._slots:
-                self._look_after(slot)
-            self.progress_s = self._clock.steady_s()
+            self.step()
             self._wake.wait(self._time_to_next_step_s())
         for connection in self._connections():
             connection.close()
+
+    def step(self) -> None:
+        """Look after every connection once. For the supervising thread; never blocks."""
+        for slot in self._slots:
+            self._look_after(slot)
+        self.progress_s = self._clock.steady_s()
 
     def wake(self) -> None:
         """Let the supervising thread look around at once."""

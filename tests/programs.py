@@ -1,0 +1,192 @@
+"""The real programs as subprocesses, for tests: started, watched through their log and their files, stopped."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from tests.exchange import Exchange
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE_S = 30.0
+"""Longest wait for something that must happen; on an idle machine it takes a fraction."""
+
+T = TypeVar("T")
+
+
+def eventually(condition: Callable[[], T], what: str, within_s: float = PATIENCE_S) -> T:
+    """Return the first true value of the condition. Raises AssertionError when there is none in time."""
+    deadline_s = time.monotonic() + within_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"not within {within_s:g} s: {what}")
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    """Return a TCP port that is free now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class Program:
+    """One of our programs, running with the given settings in a folder of its own. Its log is collected as it comes."""
+
+    def __init__(self, script: str, folder: Path, settings: Mapping[str, object], *arguments: str) -> None:
+        inherited = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / script), *arguments],
+            cwd=folder,
+            env={**inherited, **{name: str(value) for name, value in settings.items()}},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.folder = folder
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read_log, name=f"log of {script}")
+        self._reader.start()
+
+    def _read_log(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.append(line.rstrip("\n"))
+
+    @property
+    def log(self) -> list[str]:
+        """Every line so far."""
+        return list(self._lines)
+
+    def wait_for_line(self, pattern: str, count: int = 1, within_s: float = PATIENCE_S) -> str:
+        """Return the `count`th log line that the regular expression is found in."""
+
+        def found() -> list[str]:
+            lines = [line for line in self.log if re.search(pattern, line)]
+            return lines if len(lines) >= count else []
+
+        try:
+            return eventually(found, f"log line {pattern!r}", within_s)[count - 1]
+        except AssertionError as error:
+            raise AssertionError("\n".join([str(error), *self.log])) from None
+
+    def wait(self, within_s: float = PATIENCE_S) -> int:
+        """Wait for the program's own end; return its exit status."""
+        status = self.process.wait(within_s)
+        self._reader.join(within_s)
+        return status
+
+    def terminate(self, signum: int = signal.SIGTERM) -> float:
+        """End the program by a signal; return the seconds it took. Its status is in `process.returncode`."""
+        start_s = time.monotonic()
+        self.process.send_signal(signum)
+        self.wait()
+        return time.monotonic() - start_s
+
+    def __enter__(self) -> "Program":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.wait()
+        if kind is not None:
+            print("\n".join(["log:", *self.log]))
+
+
+STATE_FILE = ".funding_state.json"
+
+FAST = {
+    "SILENCE_SECONDS": 2,
+    "STALE_SECONDS": 5,
+    "RECONNECT_MIN_SECONDS": 0.1,
+    "RECONNECT_MAX_SECONDS": 1,
+    "REST_POLL_SECONDS": 60,
+    "REST_FALLBACK_SECONDS": 1,
+    "REST_TIMEOUT_SECONDS": 2,
+    "HEARTBEAT_SECONDS": 0.5,
+}
+"""Settings that let a bad day pass in seconds, still slow enough for a busy machine."""
+
+
+class Daemon(Program):
+    """The daemon against a simulated exchange, with fast settings unless others are given."""
+
+    def __init__(self, exchange: Exchange, folder: Path, **settings: object) -> None:
+        addresses = {"BINANCE_WS_URLS": exchange.ws_url, "BINANCE_REST_URL": exchange.rest_url}
+        super().__init__("binance_funding_ws_daemon.py", folder, {**addresses, **FAST, **settings})
+
+    def state(self) -> dict[str, Any]:
+        """Return what this daemon has last written; {} where it has written nothing yet."""
+        try:
+            state: dict[str, Any] = json.loads((self.folder / STATE_FILE).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            # Junk that a test has put there; that a daemon never writes any is shown by the test that reads in a loop.
+            return {}
+        return state if state.get("daemon_pid") == self.process.pid else {}
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Return the records by symbol."""
+        records: dict[str, dict[str, Any]] = self.state().get("funding_state", {})
+        return records
+
+    def status(self) -> dict[str, Any]:
+        """Return `connection_status`."""
+        status: dict[str, Any] = self.state().get("connection_status", {})
+        return status
+
+    def wait_for_live(self, connections: int = 2) -> None:
+        """Wait until so many connections bring data, and the file says so."""
+        eventually(lambda: self.status().get("connections") == connections, f"{connections} live connections")
+
+    def wait_for_newer_data(self) -> None:
+        """Wait until every record that was there has advanced."""
+        before = self.records()
+
+        def all_newer() -> bool:
+            after = self.records()
+            return all(after[symbol]["eventTime"] > record["eventTime"] for symbol, record in before.items())
+
+        eventually(all_newer, "newer data of every symbol")
+
+
+class Server(Program):
+    """The HTTP server over a folder's state file."""
+
+    def __init__(self, folder: Path, **settings: object) -> None:
+        self.port = free_port()
+        super().__init__("funding_api_server.py", folder, {**FAST, "API_PORT": self.port, **settings})
+        self.wait_for_line("listening")
+
+    def request(
+        self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Send one request; return status, headers with names in lower case, and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        try:
+            connection.request(method, path, headers=dict(headers or {}))
+            response = connection.getresponse()
+            return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> tuple[int, dict[str, Any]]:
+        """Get a path; return status and parsed JSON."""
+        status, _, body = self.request(path)
+        return status, json.loads(body)
