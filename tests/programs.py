@@ -22,6 +22,7 @@ PATIENCE_S = 30.0
 """Longest wait for something that must happen; on an idle machine it takes a fraction."""
 
 T = TypeVar("T")
+Self = TypeVar("Self", bound="Program")
 
 
 def eventually(condition: Callable[[], T], what: str, within_s: float = PATIENCE_S) -> T:
@@ -97,7 +98,7 @@ class Program:
         self.wait()
         return time.monotonic() - start_s
 
-    def __enter__(self) -> "Program":
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(
@@ -128,7 +129,7 @@ FAST = {
 class Daemon(Program):
     """The daemon against a simulated exchange, with fast settings unless others are given."""
 
-    def __init__(self, exchange: Exchange, folder: Path, **settings: object) -> None:
+    def __init__(self, exchange: Exchange, folder: Path, **settings: Any) -> None:
         addresses = {"BINANCE_WS_URLS": exchange.ws_url, "BINANCE_REST_URL": exchange.rest_url}
         super().__init__("binance_funding_ws_daemon.py", folder, {**addresses, **FAST, **settings})
 
@@ -169,7 +170,7 @@ class Daemon(Program):
 class Server(Program):
     """The HTTP server over a folder's state file."""
 
-    def __init__(self, folder: Path, **settings: object) -> None:
+    def __init__(self, folder: Path, **settings: Any) -> None:
         self.port = free_port()
         super().__init__("funding_api_server.py", folder, {**FAST, "API_PORT": self.port, **settings})
         self.wait_for_line("listening")

@@ -42,7 +42,7 @@ class RecordingBook(Book):
 class Stream:
     """A stream pool with all that it needs."""
 
-    def __init__(self, urls: str, clock: Clock | None = None, **settings: object) -> None:
+    def __init__(self, urls: str, clock: Clock | None = None, **settings: Any) -> None:
         given = {
             "BINANCE_WS_URLS": urls,
             "SILENCE_SECONDS": "1.5",
@@ -72,7 +72,7 @@ class Stream:
 
 
 @contextmanager
-def running(urls: str, **settings: object) -> Iterator[Stream]:
+def running(urls: str, **settings: Any) -> Iterator[Stream]:
     """Run a stream pool; check at the end that it stops, and that no thread died."""
     stream = Stream(urls, **settings)
     stream.threads.start("stream", lambda: stream.pool.run(stream.stop))
