@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROGRAMS := binance_funding_ws_daemon.py funding_api_server.py
-CODE := $(PROGRAMS) binance_funding tests bench docs
+CODE := $(PROGRAMS) binance_funding packaging tests bench docs
 
 .PHONY: run demo test check format soak bench clean
 

@@ -127,8 +127,8 @@ def _gap_lengths(gaps: list[dict[str, Any]], window_start_s: float, wall_s: floa
 def _comparison_passes(total: Mapping[str, float], observed_hours: float) -> bool | None:
     if total["mismatched"] > 0:
         return False
-    if total["runs"] == 0:
-        # The first snapshot may still be under way; a whole day without one is a failure.
+    if total["runs"] == 0 or total["compared"] == 0:
+        # The first snapshot may still be under way, or have come before the stream; a whole day of that is a failure.
         return False if observed_hours >= WINDOW_S / 3600 else None
     return True
 

@@ -19,8 +19,7 @@ _STOP_WITHIN_S = 5.0
 
 def _start_exchange(environment: dict[str, str]) -> subprocess.Popen[str]:
     """Start the simulated exchange, and point the daemon to it."""
-    command = [sys.executable, "-m", "tests.exchange"]
-    exchange = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True)
+    exchange = _start([sys.executable, "-m", "tests.exchange"], environment, subprocess.PIPE)
     assert exchange.stdout is not None
     for _ in range(2):
         name, _, value = exchange.stdout.readline().strip().partition("=")
@@ -28,15 +27,18 @@ def _start_exchange(environment: dict[str, str]) -> subprocess.Popen[str]:
     return exchange
 
 
-def _stop(processes: list[subprocess.Popen[str]]) -> None:
-    for process in processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-    for process in processes:
-        try:
-            process.wait(_STOP_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
+def _start(command: list[str], environment: dict[str, str], output: int | None = None) -> subprocess.Popen[str]:
+    """Start a program in a session of its own: Ctrl-C reaches it through us, in order, and once."""
+    return subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=output, text=True, start_new_session=True)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(_STOP_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _interrupt(_signum: int, _frame: object) -> None:
@@ -56,10 +58,8 @@ def main() -> int:
             if demo:
                 processes.append(_start_exchange(environment))
                 environment.setdefault("STATE_FILE", f"{folder}/funding_state.json")
-            for program in (_DAEMON, _SERVER):
-                # A session of their own: Ctrl-C reaches them through us, in order, once.
-                command = [sys.executable, str(program)]
-                processes.append(subprocess.Popen(command, env=environment, text=True, start_new_session=True))
+            processes.append(_start([sys.executable, str(_DAEMON)], environment))
+            processes.append(_start([sys.executable, str(_SERVER)], environment))
             port = environment.get("API_PORT", "8888")
             print(f"try: curl http://127.0.0.1:{port}/funding/BTCUSDT", file=sys.stderr)
             while all(process.poll() is None for process in processes):
@@ -68,7 +68,8 @@ def main() -> int:
         except KeyboardInterrupt:
             return 0
         finally:
-            _stop(processes[::-1])
+            for process in reversed(processes):
+                _stop(process)
 
 
 if __name__ == "__main__":
