@@ -11,7 +11,6 @@ Facts of the exchange, as of November 2026:
 """
 
 import json
-import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
@@ -24,6 +23,8 @@ STREAM, REST = "websocket", "rest"
 _LATEST_EVENT_AHEAD_S = 86_400
 _LONGEST_SYMBOL = 64
 _QUOTE_CHARACTERS = 200
+# Far beyond any price, and small enough that whoever calculates with it stays finite.
+_LARGEST_NUMBER = 1e18
 
 # Three decimals that are JSON numbers as they stand and far from overflow: they need no float on their way to the file.
 _DECIMAL = r"(-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,20})?)"
@@ -211,6 +212,6 @@ def _number(value: Any) -> str:
     if type(value) not in (str, int, float) or "_" in str(value):
         raise TypeError(f"number {value!r}")
     number = float(value)
-    if not math.isfinite(number):
+    if not abs(number) < _LARGEST_NUMBER:  # nor NaN
         raise ValueError(f"number {value!r}")
     return repr(number)

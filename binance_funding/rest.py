@@ -34,7 +34,7 @@ _LARGEST_ANSWER_BYTES = 32 * 1024 * 1024
 # Where Binance refuses without saying for how long (firewall, country), the wait doubles up to this.
 _LONGEST_UNTOLD_WAIT_S = 300.0
 _LONGEST_STEP_S = 1.0
-_TROUBLE = "REST refused"
+_REFUSED, _FAILED = "REST refused", "REST failed"
 _UNTOLD = (403, 451)
 
 
@@ -246,9 +246,9 @@ class RestPoller:
     def _note_success(self, received: Moment) -> None:
         self.last_success_wall_s = received.wall_s
         self._refused_in_a_row = 0
-        lasted_s = self._repeats.over(_TROUBLE)
-        if lasted_s is not None:
-            _log.info("%s", events.line("REST recovered", after_s=lasted_s))
+        lasted_s = [self._repeats.over(event) for event in (_REFUSED, _FAILED)]
+        if any(lasted_s):
+            _log.info("%s", events.line("REST recovered", after_s=max(filter(None, lasted_s))))
 
     def _note_error(self, error: Exception) -> None:
         status, wait_s = "malformed", 0.0
@@ -263,7 +263,8 @@ class RestPoller:
             self._paused_until_s = now_s + wait_s
         self.errors[status] += 1
         self.last_error = str(error)
-        self._repeats.tell(_TROUBLE, str(error), next_in_s=max(0.0, self._due_s() - now_s))
+        event = _REFUSED if status.isdigit() else _FAILED
+        self._repeats.tell(event, str(error), next_in_s=max(0.0, self._due_s() - now_s))
 
     def _ask_funding_info(self) -> None:
         """Refresh the funding intervals; on failure the last known ones stay in force."""

@@ -339,7 +339,7 @@ def test_rest_fails_then_heals(exchange: Exchange, tmp_path: Path, fail: Callabl
     """It is told once in words, never disturbs the stream, and heals by itself."""
     fail(exchange)
     with Daemon(exchange, tmp_path, REST_POLL_SECONDS=0.5, REST_TIMEOUT_SECONDS=0.5) as daemon:
-        daemon.wait_for_line(f"WARNING REST refused cause=.*{line}")
+        daemon.wait_for_line(f"WARNING REST (refused|failed) cause=.*{line}")
         recovers(daemon)
         assert daemon.status()["rest"]["errors"] >= 1
         assert daemon.status()["rest"]["last_error"]
