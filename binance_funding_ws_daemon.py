@@ -19,11 +19,11 @@ from typing import Any
 
 from binance_funding import __version__, events, service
 from binance_funding.book import Book
-from binance_funding.clock import Clock
+from binance_funding.clock import Clock, Moment
 from binance_funding.comparison import Comparison
 from binance_funding.history import GAP_SECONDS, History
 from binance_funding.publisher import USUAL_INTERVAL_HOURS, Publisher
-from binance_funding.rates import FundingRate
+from binance_funding.rates import FundingRate, latest_event_time_ms
 from binance_funding.rest import RestClient, RestPoller
 from binance_funding.settings import DAEMON, EX_CONFIG, Settings
 from binance_funding.state_file import AlreadyRunning, StateFile, UnusableState, read
@@ -143,7 +143,8 @@ class Daemon:
             self._repeats.tell("stuck", "no progress of thread " + " and ".join(stuck), logging.ERROR, next="watchdog")
         elif watchdog:
             service.notify("WATCHDOG=1")
-        status = self._status_line()
+        # What Binance says ends up in it, and a line of its own would be an order to systemd.
+        status = "".join(c if c.isprintable() else " " for c in self._status_line())
         if status != self._status:
             self._status = status
             service.notify(f"STATUS={status}")
@@ -215,9 +216,7 @@ class Daemon:
         now = self._clock.now()
         down_s = self._age_of(state)
         offset_s = state["updated_at"] + down_s - now.steady_s
-        self._book.take_over(_old_rates(state["funding_state"], offset_s, now.steady_s), down_s)
-        if down_s <= GAP_SECONDS:
-            self._history.count(now.wall_s, observed=down_s)
+        self._book.take_over(_old_rates(state["funding_state"], offset_s, now), down_s)
         paused_until = state["connection_status"].get("rest", {}).get("paused_until")
         self._rest.restore(paused_until, _old_intervals(state["funding_state"]))
         try:
@@ -225,6 +224,8 @@ class Daemon:
             self._comparison.restore(state)
         except (KeyError, TypeError, ValueError) as error:
             _log.warning("%s", events.line("old statistics dropped", cause=f"{type(error).__name__}: {error}"))
+        if down_s <= GAP_SECONDS:
+            self._history.count(now.wall_s, observed=down_s)
         _log.info("%s", events.line("took over", symbols=len(state["funding_state"]), not_running_s=down_s))
 
     def _age_of(self, state: Mapping[str, Any]) -> float:
@@ -250,7 +251,8 @@ class Daemon:
         return EX_SOFTWARE if self._threads.crashed else EX_OK
 
 
-def _old_rates(records: Mapping[str, Any], wall_minus_steady_s: float, now_s: float) -> list[FundingRate]:
+def _old_rates(records: Mapping[str, Any], wall_minus_steady_s: float, now: Moment) -> list[FundingRate]:
+    latest_ms = latest_event_time_ms(now)
     return [
         FundingRate(
             symbol,
@@ -260,9 +262,10 @@ def _old_rates(records: Mapping[str, Any], wall_minus_steady_s: float, now_s: fl
             int(record["nextFundingTime"]),
             int(record["eventTime"]),
             record["source"],
-            min(now_s, record["updatedAt"] - wall_minus_steady_s),
+            min(now.steady_s, record["updatedAt"] - wall_minus_steady_s),
         )
         for symbol, record in records.items()
+        if record["eventTime"] <= latest_ms
     ]
 
 

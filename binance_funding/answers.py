@@ -27,6 +27,9 @@ _GZIP_LEVEL = 1
 # A heartbeat may be late on a busy machine; three in a row are not.
 _HEARTBEATS_MISSED, _HEARTBEAT_SLACK_S = 3, 2.0
 
+# A symbol or two that left the market are stale until they are forgotten; a part of the market going stale is trouble.
+_FEW_STALE = 0.01
+
 _ENDPOINTS = {
     "/funding": "every symbol",
     "/funding/{symbol}": "one symbol, e.g. /funding/BTCUSDT",
@@ -151,6 +154,8 @@ class Answers:
         record = self._record(asked, view, now)
         if "error" not in record:
             return _json(200, record)
+        if not view.records:
+            return _unavailable({**record, "error": "no data yet"})
         return _unavailable(record) if "fundingRate" in record else _json(404, record)
 
     def _batch(self, request: Request, view: View, now: Moment) -> Response:
@@ -182,7 +187,7 @@ class Answers:
             headers.append(("Content-Encoding", "gzip"))
         headers.append(("ETag", etag))
         if _matches(request.headers.get("if-none-match", ""), etag):
-            return Response(304, b"", tuple(headers[1:]))
+            return Response(304, b"", tuple(header for header in headers if not header[0].startswith("Content-")))
         return Response(200, body, tuple(headers))
 
     def _marked_listing(self, view: View, now: Moment) -> dict[str, Any]:
@@ -236,7 +241,9 @@ class Answers:
         if live < wanted:
             return "degraded", f"{live} of {wanted} stream connections"
         stale = view.stale_count(now)
-        return ("degraded", f"{stale} symbols are stale") if stale else ("healthy", None)
+        if stale > _FEW_STALE * len(view.records):
+            return "degraded", f"{stale} of {len(view.records)} symbols are stale"
+        return "healthy", None
 
     def _report(self, _request: Request, view: View, now: Moment) -> Response:
         since = view.newest_update_s if view.newest_update_s is not None else view.number("daemon_start_time")

@@ -42,6 +42,8 @@ class Book:
         self._lock = threading.Lock()  # guards every field below: streams and REST merge, the publisher reads
         self._newest: dict[str, FundingRate] = {}
         self._from_stream: dict[str, FundingRate] = {}
+        # Last event times of forgotten symbols: REST may repeat a dead symbol's last row for ever.
+        self._departed: dict[str, int] = {}
         self._advanced_s: float | None = None
         self._stream_advanced_s: float | None = None
         self._not_running = False
@@ -74,7 +76,8 @@ class Book:
         for rate in rates:
             symbol = rate.symbol
             known = newest.get(symbol)
-            if known is None or known.event_time_ms < rate.event_time_ms:
+            newest_ms = self._departed.get(symbol, 0) if known is None else known.event_time_ms
+            if newest_ms < rate.event_time_ms:
                 newest[symbol] = from_stream[symbol] = rate
                 merged += 1
         return merged
@@ -83,22 +86,22 @@ class Book:
         merged = 0
         for rate in rates:
             known = self._newest.get(rate.symbol)
-            if known is not None and (
-                rate.event_time_ms <= known.event_time_ms
-                or (known.source == STREAM and received_s - known.received_s <= self._silence_s)
-            ):
-                continue
-            self._newest[rate.symbol] = rate
-            merged += 1
+            if known is None:
+                is_newer = rate.event_time_ms > self._departed.get(rate.symbol, 0)
+            else:
+                left_to_stream = known.source == STREAM and received_s - known.received_s <= self._silence_s
+                is_newer = rate.event_time_ms > known.event_time_ms and not left_to_stream
+            if is_newer:
+                self._newest[rate.symbol] = rate
+                merged += 1
         return merged
 
     def _note_advance(self, source: str, received_s: float) -> None:
-        if self._advanced_s is not None:
-            age_s = received_s - self._advanced_s
-            wall_s = self._clock.wall_s()
-            self._history.data_age(wall_s, age_s)
-            if age_s > GAP_SECONDS:
-                self._end_gap(wall_s - age_s, age_s)
+        age_s = received_s - (self._started_s if self._advanced_s is None else self._advanced_s)
+        wall_s = self._clock.wall_s()
+        self._history.data_age(wall_s, age_s)
+        if age_s > GAP_SECONDS:
+            self._end_gap(wall_s - age_s, age_s)
         self._not_running = False
         self._advanced_s = received_s
         if source == STREAM:
@@ -137,7 +140,7 @@ class Book:
         with self._lock:
             departed = [rate.symbol for rate in self._newest.values() if rate.received_s < oldest_s]
             for symbol in departed:
-                del self._newest[symbol]
+                self._departed[symbol] = self._newest.pop(symbol).event_time_ms
                 self._from_stream.pop(symbol, None)
         return len(departed)
 

@@ -62,7 +62,7 @@ def compare(stream: Mapping[str, FundingRate], rest: Sequence[FundingRate], wall
         compared += 1
         rate_difference, price_difference = _differences(ours, theirs)
         worst_rate, worst_price = max(worst_rate, rate_difference), max(worst_price, price_difference)
-        if rate_difference > _FUNDING_RATE_TOLERANCE or price_difference > _MARK_PRICE_TOLERANCE:
+        if round(rate_difference, 12) > _FUNDING_RATE_TOLERANCE or round(price_difference, 12) > _MARK_PRICE_TOLERANCE:
             mismatched.append(theirs.symbol)
         identical += _is_identical(ours, theirs)
     in_rest = {rate.symbol for rate in rest}

@@ -47,9 +47,16 @@ class History:
     def to_json(self, wall_s: float) -> tuple[list[dict[str, Any]], list[dict[str, float]]]:
         """Return gaps and quarter hours of the last 24 h, ready for the state file; what is older is forgotten."""
         with self._lock:
-            for start in [start for start in self._buckets if start + _BUCKET_S <= wall_s - WINDOW_S]:
-                del self._buckets[start]
-            self._gaps = [gap for gap in self._gaps if gap["start"] + gap["seconds"] > wall_s - WINDOW_S]
+            # What lies in the future was noted while the clock was ahead; it would be counted until then.
+            oldest_s, latest_s = wall_s - WINDOW_S, wall_s + _BUCKET_S
+            self._buckets = {
+                start: bucket
+                for start, bucket in self._buckets.items()
+                if oldest_s < start + _BUCKET_S and start <= latest_s
+            }
+            self._gaps = [
+                gap for gap in self._gaps if oldest_s < gap["start"] + gap["seconds"] and gap["start"] <= latest_s
+            ]
             buckets = [{"start": start, **bucket} for start, bucket in sorted(self._buckets.items())]
             return list(self._gaps), [{**bucket, "observed": round(bucket["observed"], 3)} for bucket in buckets]
 

@@ -19,7 +19,7 @@ from .clock import Moment
 
 STREAM, REST = "websocket", "rest"
 
-# An event time further ahead of this host's clock than this is nonsense; let in, it would block the symbol until then.
+# How far this host's clock may be behind, at the most.
 _LATEST_EVENT_AHEAD_S = 86_400
 _LONGEST_SYMBOL = 64
 _QUOTE_CHARACTERS = 200
@@ -106,6 +106,11 @@ def decode_funding_info(body: bytes) -> dict[str, int]:
     }
 
 
+def latest_event_time_ms(now: Moment) -> float:
+    """Return the event time beyond which a row is nonsense: let in, it would block its symbol until then."""
+    return (now.wall_s + _LATEST_EVENT_AHEAD_S) * 1000
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
@@ -133,21 +138,25 @@ def _quote(payload: bytes) -> str:
     return repr(shown) + ("..." if len(payload) > _QUOTE_CHARACTERS else "")
 
 
+def _tell_fault(fault: Exception, row: Any) -> str:
+    return f"{type(fault).__name__} {str(fault)[:_QUOTE_CHARACTERS]} in row {str(row)[:_QUOTE_CHARACTERS]}"
+
+
 _Row = Any  # as parsed: whether it is even an object is for the conversion to find out
 _Convert = Callable[[_Row, float, float], FundingRate | None]
 
 
 def _decode_rows(rows: list[_Row], convert: _Convert, received: Moment) -> Decoded:
-    latest_ms = (received.wall_s + _LATEST_EVENT_AHEAD_S) * 1000
+    latest_ms = latest_event_time_ms(received)
     received_s = received.steady_s
     rates: list[FundingRate] = []
     rejected, first_fault = 0, ""
     for row in rows:
         try:
             rate = convert(row, received_s, latest_ms)
-        except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
             rejected += 1
-            first_fault = first_fault or f"{type(fault).__name__} {fault} in row {str(row)[:_QUOTE_CHARACTERS]}"
+            first_fault = first_fault or _tell_fault(fault, row)
             continue
         if rate is not None:
             rates.append(rate)

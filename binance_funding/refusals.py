@@ -72,5 +72,5 @@ def _server_time_s(headers: Mapping[str, str], wall_s: float) -> float:
 def _http_date_s(text: str) -> float | None:
     try:
         return parsedate_to_datetime(text).timestamp()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

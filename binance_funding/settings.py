@@ -7,12 +7,13 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 EX_CONFIG = 78
 """Exit status for wrong settings (sysexits.h); the units tell systemd not to restart after it."""
@@ -21,6 +22,8 @@ DAEMON, SERVER = "daemon", "server"
 BOTH = f"{DAEMON} {SERVER}"
 
 _YEAR_S = 31_536_000
+# As urlsplit() gives it: an IPv6 address without brackets; letters of any language.
+_HOST_NAME = re.compile(r"[\w.:-]+")
 _DECIMAL = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
 
 
@@ -55,7 +58,13 @@ def _is_url(text: str, schemes: tuple[str, str]) -> bool:
         port_is_valid = parts.port is None or parts.port > 0
     except ValueError:
         return False
-    return parts.scheme in schemes and bool(parts.hostname) and port_is_valid and text.isprintable() and " " not in text
+    return (
+        parts.scheme in schemes
+        and bool(_HOST_NAME.fullmatch(parts.hostname or ""))
+        and port_is_valid
+        and text.isprintable()
+        and " " not in text
+    )
 
 
 def _websocket_urls(text: str) -> tuple[str, ...]:
@@ -66,13 +75,13 @@ def _websocket_urls(text: str) -> tuple[str, ...]:
 
 
 def _rest_url(text: str) -> str:
-    if not _is_url(text, ("http", "https")) or urlsplit(text).query or urlsplit(text).fragment:
+    if not _is_url(text, ("http", "https")) or "?" in text or "#" in text:
         raise _Refused("an http:// or https:// address without query")
     return text.rstrip("/")
 
 
 def _path(text: str) -> str:
-    if not text.strip() or text.endswith("/") or "\0" in text:
+    if not text.strip() or text.endswith("/") or not text.isprintable():
         raise _Refused("the path of a file")
     return text
 
@@ -148,6 +157,7 @@ def load(environment: Mapping[str, str] = os.environ, env_file: str = ".env") ->
     Raises SettingsError with one line that names every wrong variable, its value and what is allowed.
     """
     given = {**_from_file(env_file), **environment}
+    _refuse_misspelt(environment, "the environment")
     values: dict[str, Any] = {}
     faults: list[str] = []
     for declared in fields(Settings):
@@ -174,16 +184,24 @@ def _from_file(env_file: str) -> dict[str, str]:
     if not os.path.exists(env_file):
         return {}
     try:
-        content = dotenv_values(env_file)
+        with open(env_file, encoding="utf-8") as file:
+            unclear = [binding.original.line for binding in parse_stream(file) if binding.error]
+        content = {} if unclear else dotenv_values(env_file)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{env_file} cannot be read: {error}") from error
-    names = [variable(declared) for declared in fields(Settings)]
-    for name in content:
-        # Other programs may keep their own settings in the same file: only a near miss is surely a mistake.
-        meant = difflib.get_close_matches(name, names, n=1, cutoff=0.9)
-        if meant and name not in names:
-            raise SettingsError(f"{name} in {env_file} is no setting: {meant[0]} is")
+    if unclear:
+        raise SettingsError(f"{env_file} line {unclear[0]} is not understood: NAME=value is allowed")
+    _refuse_misspelt(content, env_file)
     return {name: value or "" for name, value in content.items()}
+
+
+def _refuse_misspelt(given: Iterable[str], source: str) -> None:
+    names = [variable(declared) for declared in fields(Settings)]
+    for name in given:
+        # Other programs may keep their own settings in the same place: only a near miss is surely a mistake.
+        meant = difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.9)
+        if meant and name not in names:
+            raise SettingsError(f"{name} in {source} is no setting: {meant[0]} is")
 
 
 def variable(declared: "Field[Any]") -> str:

@@ -8,6 +8,7 @@ stale anyway, and a file that cannot be read is dropped at the next start.
 import contextlib
 import fcntl
 import json
+import math
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -62,7 +63,7 @@ class StateFile:
         """
         path = self.path + ".lock"
         # Held open for reading only: a file open for writing would keep the file system from being remounted.
-        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
+        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, _MODE)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -105,28 +106,62 @@ def _write_all(fd: int, content: bytes) -> None:
 def read(path: str) -> dict[str, Any]:
     """Read and check the file. Raises UnusableState."""
     try:
-        # A FIFO or device in its place must not block whoever reads it.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        state = _parse(_content(path))
     except OSError as error:
         raise UnusableState(f"{path}: {(error.strerror or str(error)).lower()}") from error
-    with os.fdopen(fd, "rb") as file:
+    except (ValueError, RecursionError) as error:
+        raise UnusableState(f"{path}: not valid JSON ({error})") from error
+    _check(state, path)
+    return state  # type: ignore[no-any-return]
+
+
+def _content(path: str) -> bytes:
+    # A FIFO or device in its place must not block whoever reads it.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode) or info.st_size > _LARGEST_BYTES:
             raise UnusableState(f"{path}: not a file of reasonable size")
-        try:
-            state = json.loads(file.read().decode("utf-8"), parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise UnusableState(f"{path}: not valid JSON ({error})") from error
-        except OSError as error:
-            raise UnusableState(f"{path}: {(error.strerror or str(error)).lower()}") from error
-    _check(state, path)
-    return state  # type: ignore[no-any-return]
+        with open(fd, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(fd)
+
+
+def _parse(content: bytes) -> Any:
+    state = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+    if b"\\ud" in content.lower():
+        # Perhaps half a surrogate pair: let in, it could not be written again.
+        json.dumps(state, ensure_ascii=False).encode()
+    return state
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is too large")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+_STATUS_NUMBERS = (
+    "connections",
+    "connections_wanted",
+    "last_connected_time",
+    "last_message_time",
+    "messages_received",
+    "disconnects",
+    "planned_disconnects",
+    "reconnect_attempts",
+    "rejected_rows",
+    "clock_offset_seconds",
+    "daemon_start_time",
+    "gaps_ended",
+    "gap_seconds",
+)
 _INTERVAL_HOURS = range(1, 25)
 _RECORD_NUMBERS = ("fundingRate", "markPrice", "indexPrice", "nextFundingTime", "eventTime", "updatedAt")
 
@@ -154,8 +189,16 @@ def _check_statistics(state: dict[str, Any]) -> None:
     for name in ("connection_status", "comparison"):
         if not isinstance(state.setdefault(name, {}), dict):
             raise TypeError(name)
-    if not isinstance(state["connection_status"].setdefault("rest", {}), dict):
-        raise TypeError("rest")
+    status, rest = state["connection_status"], state["connection_status"].setdefault("rest", {})
+    totals, errors = state["comparison"].setdefault("totals", {}), rest.setdefault("errors_by_status", {})
+    for name in ("fallback_active", "connected"):
+        if type(status.setdefault(name, False)) is not bool:
+            raise TypeError(name)
+    paused_until = rest.get("paused_until")
+    numbers = [status[name] for name in _STATUS_NUMBERS if status.get(name) is not None]
+    numbers += [] if paused_until is None else [paused_until]
+    for number in [*totals.values(), *errors.values(), *numbers]:
+        _require_number(number)
     for gap in state.setdefault("gaps", []):
         _require_number(gap["start"])
         _require_number(gap["seconds"])
@@ -194,6 +237,8 @@ class StateReader:
             self.state, self.error = read(self.path), ""
         except UnusableState as error:
             self.state, self.error = None, str(error)
+            if isinstance(error.__cause__, OSError) and seen is not None:
+                self._seen = ()  # no property of the file, such as too many open files: look again next time
 
     def _look(self) -> tuple[int, ...] | None:
         try:

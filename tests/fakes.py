@@ -1,0 +1,146 @@
+"""Stand-ins and samples: a clock moved by hand, rows as Binance sends them, a state file as it should be."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from binance_funding.clock import Clock
+from binance_funding.rates import STREAM, FundingRate
+
+WALL_S = 1_795_500_000.0
+STEADY_S = 10_000.0
+EVENT_MS = 1_795_500_000_000
+NEXT_FUNDING_MS = 1_795_507_200_000
+BOOT_ID = "5a1d7c0e-0000-4000-8000-000000000001"
+
+
+class FakeClock:
+    """Both clocks of a host, moved by hand."""
+
+    def __init__(self, boot_id: str = BOOT_ID) -> None:
+        self.wall_s = WALL_S
+        self.steady_s = STEADY_S
+        self.clock = Clock(lambda: self.wall_s, lambda: self.steady_s, boot_id)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.wall_s += seconds
+        self.steady_s += seconds
+
+    def set_wall_by(self, seconds: float) -> None:
+        """Set the wall clock, as NTP or an operator does; no time passes."""
+        self.wall_s += seconds
+
+
+def stream_row(symbol: str = "BTCUSDT", **fields: Any) -> dict[str, Any]:
+    """Return a row of !markPrice@arr; the fields given replace those of a good one."""
+    good = {
+        "e": "markPriceUpdate",
+        "E": EVENT_MS,
+        "s": symbol,
+        "p": "91725.87823913",
+        "ap": "91720.00000000",
+        "P": "91731.10000000",
+        "i": "91769.87543478",
+        "r": "0.00010000",
+        "T": NEXT_FUNDING_MS,
+    }
+    return {**good, **fields}
+
+
+def index_row(symbol: str = "BTCUSDT", **fields: Any) -> dict[str, Any]:
+    """Return a row of GET /fapi/v1/premiumIndex; the fields given replace those of a good one."""
+    good = {
+        "symbol": symbol,
+        "markPrice": "91725.87823913",
+        "indexPrice": "91769.87543478",
+        "estimatedSettlePrice": "91731.10000000",
+        "lastFundingRate": "0.00010000",
+        "interestRate": "0.00010000",
+        "nextFundingTime": NEXT_FUNDING_MS,
+        "time": EVENT_MS,
+    }
+    return {**good, **fields}
+
+
+def rate(symbol: str = "BTCUSDT", **fields: Any) -> FundingRate:
+    """Return a decoded rate; the fields given replace those of a good one."""
+    good = FundingRate(symbol, "0.0001", "100.5", "100.25", NEXT_FUNDING_MS, EVENT_MS, STREAM, STEADY_S)
+    return good._replace(**fields)
+
+
+def record(**fields: Any) -> dict[str, Any]:
+    """Return one member of funding_state, updated at WALL_S."""
+    good = {
+        "fundingRate": 0.0001,
+        "markPrice": 91725.87823913,
+        "indexPrice": 91769.87543478,
+        "nextFundingTime": NEXT_FUNDING_MS,
+        "eventTime": EVENT_MS,
+        "updatedAt": WALL_S,
+        "fundingIntervalHours": 8,
+        "source": "websocket",
+    }
+    return {**good, **fields}
+
+
+def state(records: dict[str, Any] | None = None, **members: Any) -> dict[str, Any]:
+    """Return the content of a state file written at WALL_S by a daemon that is well."""
+    good = {
+        "version": 1,
+        "updated_at": WALL_S,
+        "daemon_pid": 4242,
+        "boot_id": BOOT_ID,
+        "boottime": STEADY_S,
+        "funding_state": {"BTCUSDT": record()} if records is None else records,
+        "connection_status": status(),
+        "comparison": {
+            "last": None,
+            "totals": {"runs": 3, "compared": 90, "matched": 88, "mismatched": 2, "identical": 80},
+        },
+        "gaps": [],
+        "history": [],
+    }
+    return {**good, **members}
+
+
+def status(**members: Any) -> dict[str, Any]:
+    """Return connection_status with two of two connections live."""
+    good = {
+        "connected": True,
+        "connections": 2,
+        "connections_wanted": 2,
+        "url": "wss://stream.example/market",
+        "last_connected_time": WALL_S - 3600,
+        "last_message_time": WALL_S - 0.5,
+        "messages_received": 1234,
+        "disconnects": 1,
+        "planned_disconnects": 2,
+        "reconnect_attempts": 5,
+        "last_error": None,
+        "rejected_rows": 7,
+        "rest": {
+            "polls": 60,
+            "errors": 3,
+            "errors_by_status": {"429": 2, "timeout": 1},
+            "last_success_time": WALL_S - 30,
+            "paused_until": None,
+            "last_error": None,
+        },
+        "fallback_active": False,
+        "clock_offset_seconds": -0.125,
+        "daemon_start_time": WALL_S - 7200,
+        "gaps_ended": 4,
+        "gap_seconds": 61.5,
+    }
+    return {**good, **members}
+
+
+def put(path: Path, content: dict[str, Any] | bytes) -> None:
+    """Replace the file by the content at once, as the daemon does."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    os.replace(beside, path)

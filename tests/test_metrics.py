@@ -1,0 +1,155 @@
+"""The metrics, read by the letter of the exposition format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from binance_funding import __version__, metrics
+from tests.fakes import WALL_S, record, state, status
+
+NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
+LABEL = rf'({NAME})="((?:[^"\\\n]|\\["\\n])*)"'
+SAMPLE = re.compile(rf"({NAME})(?:\{{({LABEL}(?:,{LABEL})*)\}})? (\S+)")
+NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?")
+ESCAPES = {"\\\\": "\\", '\\"': '"', "\\n": "\n"}
+
+
+class Family(NamedTuple):
+    """One metric: its type and its values by label."""
+
+    kind: str
+    samples: dict[tuple[tuple[str, str], ...], float]
+
+
+def blocks(text: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Split the text into name, type and sample lines; HELP and TYPE must come first and once each."""
+    assert text.endswith("\n")
+    lines = text[:-1].split("\n")
+    while lines:
+        help_line, type_line = lines.pop(0), lines.pop(0)
+        told = re.fullmatch(rf"# HELP ({NAME}) (\S.*)", help_line)
+        typed = re.fullmatch(rf"# TYPE ({NAME}) (counter|gauge)", type_line)
+        assert told is not None, help_line
+        assert typed is not None, type_line
+        assert told[1] == typed[1]
+        samples = []
+        while lines and not lines[0].startswith("#"):
+            samples.append(lines.pop(0))
+        yield typed[1], typed[2], samples
+
+
+def parse(text: str) -> dict[str, Family]:
+    """Read the text format strictly."""
+    families: dict[str, Family] = {}
+    for name, kind, lines in blocks(text):
+        assert name not in families, f"{name} comes twice"
+        samples: dict[tuple[tuple[str, str], ...], float] = {}
+        for line in lines:
+            match = SAMPLE.fullmatch(line)
+            assert match is not None, line
+            assert match[1] == name
+            value = match[match.re.groups]
+            assert NUMBER.fullmatch(value), line
+            pairs = re.findall(LABEL, match[2] or "")
+            labels = tuple((key, re.sub(r"\\.", lambda m: ESCAPES[m[0]], text)) for key, text in pairs)
+            assert labels not in samples, line
+            samples[labels] = float(value)
+        families[name] = Family(kind, samples)
+    return families
+
+
+def values(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what is told: name without prefix to value, or to values by label."""
+    told: dict[str, Any] = {}
+    for name, family in parse(metrics.render(content)).items():
+        short = name.removeprefix("binance_funding_")
+        told[short] = {labels[0][1]: value for labels, value in family.samples.items() if labels}
+        if () in family.samples:
+            told[short] = family.samples[()]
+    return told
+
+
+def test_every_documented_metric_is_told_with_its_value() -> None:
+    """All names, labels and numbers of a state file."""
+    records = {"BTCUSDT": record(), "ETHUSDT": record(fundingRate=-1e-05, markPrice=3000, updatedAt=WALL_S - 1.5)}
+    assert values(state(records)) == {
+        "rate": {"BTCUSDT": 0.0001, "ETHUSDT": -1e-05},
+        "mark_price": {"BTCUSDT": 91725.87823913, "ETHUSDT": 3000},
+        "updated_timestamp_seconds": {"BTCUSDT": WALL_S, "ETHUSDT": WALL_S - 1.5},
+        "symbols": 2,
+        "stream_connections": 2,
+        "stream_messages_total": 1234,
+        "stream_disconnects_total": {"planned": 2, "unplanned": 1},
+        "last_message_timestamp_seconds": WALL_S - 0.5,
+        "rejected_rows_total": 7,
+        "fallback_active": 0,
+        "rest_polls_total": 60,
+        "rest_errors_total": {"429": 2, "timeout": 1},
+        "comparison_rows_total": 90,
+        "comparison_mismatches_total": 2,
+        "gaps_total": 4,
+        "gap_seconds_total": 61.5,
+        "clock_offset_seconds": -0.125,
+        "state_file_timestamp_seconds": WALL_S,
+        "daemon_start_time_seconds": WALL_S - 7200,
+        "info": {__version__: 1},
+    }
+
+
+def test_labels_have_the_documented_names() -> None:
+    """Dashboards select by them."""
+    names = {
+        name.removeprefix("binance_funding_"): {key for labels in family.samples for key, _ in labels}
+        for name, family in parse(metrics.render(state())).items()
+    }
+    assert {name: keys for name, keys in names.items() if keys} == {
+        "rate": {"symbol"},
+        "mark_price": {"symbol"},
+        "updated_timestamp_seconds": {"symbol"},
+        "stream_disconnects_total": {"kind"},
+        "rest_errors_total": {"status"},
+        "info": {"version"},
+    }
+
+
+def test_counters_and_only_counters_end_in_total() -> None:
+    """And every name has the project's prefix."""
+    for name, family in parse(metrics.render(state())).items():
+        assert name.startswith("binance_funding_")
+        assert (family.kind == "counter") == name.endswith("_total"), name
+
+
+@pytest.mark.parametrize("symbol", ['A"B', "A\\B", "A\\nB", "A\nB", "币安人生USDT", "A}B", 'A\\"', " "])
+def test_labels_are_escaped(symbol: str) -> None:
+    """Whatever a symbol holds, it is read back as it was."""
+    assert values(state({symbol: record()}))["rate"] == {symbol: 0.0001}
+
+
+def test_an_empty_file_leaves_out_what_it_does_not_know() -> None:
+    """No sample is made up; names and types are told all the same."""
+    bare = {"updated_at": WALL_S, "funding_state": {}, "connection_status": {}, "comparison": {}}
+    told = values(bare)
+    known = {name: value for name, value in told.items() if value != {}}
+    assert known == {"symbols": 0, "state_file_timestamp_seconds": WALL_S, "info": {__version__: 1}}
+    assert told.keys() == values(state()).keys()
+
+
+def test_what_is_unknown_for_now_is_left_out() -> None:
+    """Null in the file is no sample, not zero."""
+    told = values(state(connection_status=status(last_message_time=None, clock_offset_seconds=None)))
+    assert (told["last_message_timestamp_seconds"], told["clock_offset_seconds"]) == ({}, {})
+
+
+def test_an_active_fallback_is_one() -> None:
+    """A boolean is told as a number."""
+    assert values(state(connection_status=status(fallback_active=True)))["fallback_active"] == 1
+
+
+@pytest.mark.parametrize("number", [1e-12, 1e22, 2**53, -0.0, 5e-324])
+def test_numbers_are_told_without_loss(number: float) -> None:
+    """In whatever spelling Python prefers."""
+    assert values(state({"A": record(markPrice=number)}))["mark_price"] == {"A": number}

@@ -1,0 +1,423 @@
+"""Decoding: what becomes a funding rate, what is left out, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from binance_funding.clock import Moment
+from binance_funding.rates import (
+    REST,
+    STREAM,
+    Decoded,
+    FundingRate,
+    MalformedMessage,
+    decode_funding_info,
+    decode_premium_index,
+    decode_stream,
+)
+from tests.fakes import EVENT_MS, NEXT_FUNDING_MS, STEADY_S, WALL_S, index_row, stream_row
+
+NOW = Moment(WALL_S, STEADY_S)
+RECORDED = Path(__file__).parent / "data" / "premium_index_2024-11-27.json"
+
+STREAM_NUMBERS = {"r": "funding_rate", "p": "mark_price", "i": "index_price"}
+INDEX_NUMBERS = {"lastFundingRate": "funding_rate", "markPrice": "mark_price", "indexPrice": "index_price"}
+
+# Integers too large for a float have a test of their own.
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**300), 10**300)
+    | st.floats()
+    | st.text(st.characters(), max_size=20)
+    | st.floats().map(repr)
+    | st.integers(-(10**30), 10**30).map(str)
+    | st.decimals(allow_nan=False, places=8).map(str)
+    | st.sampled_from(
+        ["", "0", "-0", "1e400", "-1e400", "1E5", " 1", "1_0", "\u0661", "0x1", "+1", ".5", "5.", "00", "1 2"]
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def stream(*rows: Any) -> Decoded:
+    """Decode rows as one message of the combined stream."""
+    return decode_stream(json.dumps({"stream": "!markPrice@arr", "data": list(rows)}).encode(), NOW)
+
+
+def index(*rows: Any) -> Decoded:
+    """Decode rows as one answer of premiumIndex."""
+    return decode_premium_index(json.dumps(list(rows)).encode(), NOW)
+
+
+def symbols(decoded: Decoded) -> list[str]:
+    """Return the symbols kept."""
+    return [rate.symbol for rate in decoded.rates]
+
+
+def test_a_real_rest_answer_keeps_every_perpetual_and_no_delivery_contract() -> None:
+    """Of 379 recorded rows, 375 perpetuals are kept with the numbers as sent; 4 contracts are left out, silently."""
+    body = RECORDED.read_bytes()
+    sent = {row["symbol"]: row for row in json.loads(body)}
+    decoded = decode_premium_index(body, NOW)
+    assert (len(sent), len(decoded.rates), decoded.rejected, decoded.first_fault) == (379, 375, 0, "")
+    assert sorted(sent.keys() - set(symbols(decoded))) == [
+        "BTCUSDT_241227",
+        "BTCUSDT_250328",
+        "ETHUSDT_241227",
+        "ETHUSDT_250328",
+    ]
+    for rate in decoded.rates:
+        row = sent[rate.symbol]
+        assert rate == FundingRate(
+            rate.symbol,
+            row["lastFundingRate"],
+            row["markPrice"],
+            row["indexPrice"],
+            row["nextFundingTime"],
+            row["time"],
+            REST,
+            STEADY_S,
+        )
+    uxlink = next(rate for rate in decoded.rates if rate.symbol == "UXLINKUSDT")
+    assert uxlink[1:6] == ("0.00005000", "0.55630000", "0.55594286", 1732723200000, 1732715655000)
+
+
+def test_a_stream_row_becomes_a_rate_with_the_numbers_as_sent() -> None:
+    """Unknown fields do not matter; times are the exchange's, receipt is this host's steady clock."""
+    expected = FundingRate(
+        "BTCUSDT", "0.00010000", "91725.87823913", "91769.87543478", NEXT_FUNDING_MS, EVENT_MS, STREAM, STEADY_S
+    )
+    assert stream(stream_row(st=1, new={"x": [1]})) == ([expected], 0, "")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"stream": "!markPrice@arr", "data": [stream_row()]},
+        {"stream": "btcusdt@markPrice", "data": stream_row()},
+        [stream_row()],
+        stream_row(),
+    ],
+    ids=["combined", "combined single", "raw array", "raw single"],
+)
+def test_mark_prices_are_read_from_every_envelope(message: Any) -> None:
+    """A candidate address may be of the combined or the raw kind, of all symbols or of one."""
+    assert symbols(decode_stream(json.dumps(message).encode(), NOW)) == ["BTCUSDT"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        stream_row("BTCUSD_PERP", st=2),
+        stream_row(st=3),
+        stream_row("BTCUSDT_261225", T=0, r=""),
+        stream_row("SETTLINGUSDT", T=0, r="0.00000000"),
+        stream_row("SETTLINGUSDT", r=""),
+        {"e": "24hrTicker", "E": EVENT_MS, "s": "BTCUSDT", "p": "-1234.5", "P": "-1.3"},
+        {"e": "forceOrder", "E": EVENT_MS, "o": {"s": "BTCUSDT"}},
+    ],
+    ids=["COIN-M", "unknown market", "delivery", "settling", "no rate", "ticker", "liquidation"],
+)
+def test_rows_of_other_markets_and_streams_are_left_out_silently(row: dict[str, Any]) -> None:
+    """They are normal traffic: not kept, not counted as rejected, no fault told."""
+    assert symbols(stream(row, stream_row("ETHUSDT"))) == ["ETHUSDT"]
+    assert stream(row) == ([], 0, "")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        index_row("BTCUSDT_261225", nextFundingTime=0, lastFundingRate=""),
+        index_row(nextFundingTime=0),
+        index_row(lastFundingRate=""),
+        index_row(st=2),
+    ],
+)
+def test_rest_rows_without_funding_are_left_out_silently(row: dict[str, Any]) -> None:
+    """As on the stream."""
+    assert index(row) == ([], 0, "")
+
+
+def test_symbols_need_not_be_ascii() -> None:
+    """A real one is 币安人生USDT."""
+    assert symbols(stream(stream_row("币安人生USDT"))) == symbols(index(index_row("币安人生USDT"))) == ["币安人生USDT"]
+
+
+BAD_NUMBERS: list[Any] = [
+    None,
+    True,
+    [],
+    {},
+    "x",
+    "NaN",
+    "Infinity",
+    "-inf",
+    "1e400",
+    "1e18",
+    "-1e300",
+    10**18,
+    1e18,
+    "1_000",
+    "0x10",
+    "--1",
+    "1,5",
+    "1 2",
+]
+
+BAD_FIELDS: list[tuple[str, Any]] = [
+    ("E", None),
+    ("E", str(EVENT_MS)),
+    ("E", float(EVENT_MS)),
+    ("E", True),
+    ("E", 0),
+    ("E", -1),
+    ("E", EVENT_MS + 86_400_001),
+    ("T", None),
+    ("T", ""),
+    ("T", -1),
+    ("T", 2**53),
+    ("T", 1.5e12),
+    ("s", None),
+    ("s", ""),
+    ("s", 5),
+    ("s", "A" * 65),
+    ("s", "BTC\nUSDT"),
+    ("s", "BTC\ud800"),
+    ("s", "BTC\0"),
+    ("s", ["BTCUSDT"]),
+    *((name, value) for name in ("r", "p", "i") for value in BAD_NUMBERS),
+    ("p", ""),
+    ("i", ""),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_FIELDS)
+def test_a_malformed_row_costs_only_itself(name: str, value: Any) -> None:
+    """It is rejected, counted and described; the good rows before and after it count."""
+    decoded = stream(stream_row("AUSDT"), stream_row(**{name: value}), stream_row("BUSDT"))
+    assert symbols(decoded) == ["AUSDT", "BUSDT"]
+    assert decoded.rejected == 1
+    assert decoded.first_fault
+
+
+@pytest.mark.parametrize("name", ["e", "E", "s", "p", "i", "r", "T"])
+def test_a_row_that_lacks_a_field_is_rejected(name: str) -> None:
+    """The fault names the field."""
+    row = stream_row()
+    del row[name]
+    decoded = stream(row, stream_row("ETHUSDT"))
+    assert (symbols(decoded), decoded.rejected) == (["ETHUSDT"], 1)
+    assert f"KeyError '{name}'" in decoded.first_fault
+
+
+@pytest.mark.parametrize("name", sorted(index_row().keys() - {"estimatedSettlePrice", "interestRate"}))
+def test_a_rest_row_that_lacks_a_field_is_rejected(name: str) -> None:
+    """The fault names the field; fields that are not used may be absent."""
+    row = index_row()
+    del row[name], row["estimatedSettlePrice"], row["interestRate"]
+    decoded = index(row, index_row("ETHUSDT"))
+    assert (symbols(decoded), decoded.rejected) == (["ETHUSDT"], 1)
+    assert f"KeyError '{name}'" in decoded.first_fault
+
+
+@pytest.mark.parametrize("row", [None, 5, 1.5, True, "row", [], [stream_row()], {}])
+def test_a_row_that_is_no_object_is_rejected(row: Any) -> None:
+    """Neither format stumbles over one."""
+    for decoded in (stream(row, stream_row("ETHUSDT")), index(row, index_row("ETHUSDT"))):
+        assert (symbols(decoded), decoded.rejected) == (["ETHUSDT"], 1)
+
+
+@pytest.mark.parametrize("digits", [309, 400, 4000])
+def test_an_integer_too_large_for_a_float_costs_only_its_row(digits: int) -> None:
+    """It must not end the reading thread, and with it the daemon."""
+    decoded = stream(stream_row(r=10**digits), stream_row("ETHUSDT"))
+    assert (symbols(decoded), decoded.rejected) == (["ETHUSDT"], 1)
+
+
+@pytest.mark.parametrize("value", ["A" * 1_000_000, ["A" * 1_000_000]])
+def test_the_fault_told_is_short(value: Any) -> None:
+    """A row of a megabyte does not become a log line of a megabyte."""
+    assert len(stream(stream_row(r=value)).first_fault) < 1000
+
+
+def test_only_the_first_fault_is_described() -> None:
+    """All are counted."""
+    decoded = stream(stream_row(E=0), stream_row(s=""), stream_row(p="x"))
+    assert decoded.rejected == 3
+    assert "event time" in decoded.first_fault
+    assert "symbol" not in decoded.first_fault.split(" in row ")[0]
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("0.00010000", "0.00010000"),
+        ("-0.00250000", "-0.00250000"),
+        ("0", "0"),
+        (0.0001, "0.0001"),
+        (5, "5"),
+        ("1e-5", "1e-05"),
+        ("1E5", "100000.0"),
+        (1e-7, "1e-07"),
+        ("+5", "5.0"),
+        ("007.5", "7.5"),
+        (".5", "0.5"),
+        ("999999999999999999", "999999999999999999"),
+        ("9e17", "9e+17"),
+    ],
+)
+def test_every_spelling_of_a_finite_number_is_kept_as_json(sent: Any, kept: str) -> None:
+    """What JSON can hold as it stands stays as sent, digit by digit; the rest is respelt, the value unchanged."""
+    assert stream(stream_row(r=sent)).rates[0].funding_rate == kept
+    assert index(index_row(markPrice=sent)).rates[0].mark_price == kept
+
+
+BAD_PAYLOADS = {
+    "empty": b"",
+    "spaces": b"  ",
+    "not UTF-8": b'[{"s":"\xff"}]',
+    "UTF-16": json.dumps([stream_row()]).encode("utf-16"),
+    "BOM": b"\xef\xbb\xbf" + json.dumps([stream_row()]).encode(),
+    "encoded surrogate": b'[{"s":"\xed\xa0\x80"}]',
+    "cut off": json.dumps([stream_row()]).encode()[:-5],
+    "two values": b"[] []",
+    "NaN": b'[{"r":NaN}]',
+    "Infinity": b'[{"r":-Infinity}]',
+    "too deep": b"[" * 100_000,
+    "deep object": b'{"data":' * 100_000,
+    "integer of 5000 digits": b"[" + b"9" * 5000 + b"]",
+    "number": b"5",
+    "null": b"null",
+    "text": b'"rows"',
+    "HTML": b"<html>502 Bad Gateway</html>",
+}
+
+
+@pytest.mark.parametrize("payload", BAD_PAYLOADS.values(), ids=BAD_PAYLOADS.keys())
+def test_what_is_no_message_at_all_is_refused(payload: bytes) -> None:
+    """The error is always the same kind, short, and one line long when shown with repr."""
+    for decode in (decode_stream, decode_premium_index):
+        with pytest.raises(MalformedMessage) as caught:
+            decode(payload, NOW)
+        assert len(str(caught.value)) < 1500
+    with pytest.raises(MalformedMessage):
+        decode_funding_info(payload)
+
+
+@pytest.mark.parametrize("message", [{}, {"result": None, "id": 1}, {"data": None}, {"data": "x"}, {"data": 5}])
+def test_an_object_without_rows_is_refused(message: Any) -> None:
+    """An answer to a subscription, or an error, holds no mark prices."""
+    with pytest.raises(MalformedMessage, match="no rows in "):
+        decode_stream(json.dumps(message).encode(), NOW)
+
+
+def test_an_error_object_of_rest_is_refused() -> None:
+    """Whatever its HTTP status was, it is not a snapshot."""
+    with pytest.raises(MalformedMessage, match="no list in "):
+        decode_premium_index(b'{"code":-1003,"msg":"Too many requests"}', NOW)
+
+
+def test_a_refusal_quotes_at_most_200_characters() -> None:
+    """A payload of megabytes is not repeated in the log."""
+    with pytest.raises(MalformedMessage) as caught:
+        decode_premium_index(b"x" * 1_000_000, NOW)
+    assert "x" * 200 in str(caught.value)
+    assert "x" * 201 not in str(caught.value)
+
+
+def test_no_rows_is_a_valid_message() -> None:
+    """It holds nothing, and nothing is wrong with it."""
+    assert stream() == index() == ([], 0, "")
+
+
+def test_the_last_of_duplicate_keys_counts() -> None:
+    """As everywhere in JSON; the record stays consistent."""
+    text = json.dumps([stream_row()]).replace('"r": "0.00010000"', '"r": "x", "r": "0.00020000"')
+    assert decode_stream(text.encode(), NOW).rates[0].funding_rate == "0.00020000"
+
+
+def test_deep_nesting_inside_a_row_never_escapes() -> None:
+    """At every depth the message is refused or the row rejected; describing the fault does not fail either."""
+    for depth in range(1, 1100, 7):
+        nested = json.dumps([stream_row(r="X")]).replace('"X"', "[" * depth + "]" * depth)
+        try:
+            assert decode_stream(nested.encode(), NOW).rejected == 1
+        except MalformedMessage as fault:
+            assert "nesting too deep" in str(fault)  # noqa: PT017 - either outcome is right, by the depth
+
+
+def assert_sound(rate: FundingRate, row: dict[str, Any], numbers: dict[str, str]) -> None:
+    """Check that a kept rate may go to the file and says what was sent."""
+    assert 0 < len(rate.symbol) <= 64
+    rate.symbol.encode()
+    assert type(rate.event_time_ms) is int
+    assert type(rate.next_funding_time_ms) is int
+    for field, name in numbers.items():
+        text = getattr(rate, name)
+        assert type(json.loads(text)) in (int, float)
+        assert abs(float(text)) <= 1e18
+        assert float(text) == float(row[field])
+
+
+@given(st.dictionaries(st.sampled_from(sorted(stream_row())), json_values, min_size=1, max_size=3))
+def test_whatever_a_stream_row_holds_nothing_but_malformed_message_is_raised(fields: dict[str, Any]) -> None:
+    """Any JSON value in any field: the row is kept whole and finite, left out, or rejected."""
+    text = json.dumps([stream_row(**fields)])
+    try:
+        decoded = decode_stream(text.encode(), NOW)
+    except MalformedMessage:
+        return
+    assert len(decoded.rates) + decoded.rejected <= 1
+    for rate in decoded.rates:
+        assert_sound(rate, json.loads(text)[0], STREAM_NUMBERS)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(index_row())), json_values, min_size=1, max_size=3))
+def test_whatever_a_rest_row_holds_nothing_but_malformed_message_is_raised(fields: dict[str, Any]) -> None:
+    """As for the stream."""
+    text = json.dumps([index_row(**fields)])
+    try:
+        decoded = decode_premium_index(text.encode(), NOW)
+    except MalformedMessage:
+        return
+    assert len(decoded.rates) + decoded.rejected <= 1
+    for rate in decoded.rates:
+        assert_sound(rate, json.loads(text)[0], INDEX_NUMBERS)
+
+
+@given(st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()))
+def test_whatever_is_sent_nothing_but_malformed_message_is_raised(payload: bytes) -> None:
+    """Any bytes and any JSON, at the top."""
+    for decode in (decode_stream, decode_premium_index):
+        with contextlib.suppress(MalformedMessage):
+            decode(payload, NOW)
+    with contextlib.suppress(MalformedMessage):
+        decode_funding_info(payload)
+
+
+def test_funding_intervals_are_told_by_symbol() -> None:
+    """Only whole hours from 1 to 24 count; a symbol with anything else keeps the usual interval."""
+    rows = [
+        {"symbol": name, "fundingIntervalHours": hours, "adjustedFundingRateCap": "0.02"}
+        for name, hours in {"A": 4, "B": 1, "C": 8, "D": 0, "E": 25, "F": "4", "G": True, "H": 4.0, "I": None}.items()
+    ]
+    assert decode_funding_info(json.dumps(rows).encode()) == {"A": 4, "B": 1, "C": 8}
+    assert decode_funding_info(b"[]") == {}
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"code":-1}', b"[5]", b'[{"symbol":"A"}]', b'[{"symbol":[],"fundingIntervalHours":4}]']
+)
+def test_funding_intervals_of_another_shape_are_refused(body: bytes) -> None:
+    """Half of them would be worse than the last known ones."""
+    with pytest.raises(MalformedMessage, match="no funding intervals in "):
+        decode_funding_info(body)

@@ -1,0 +1,303 @@
+"""Settings: where a value comes from, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from binance_funding.settings import DAEMON, SERVER, Settings, SettingsError, help_text, load, variable
+
+PROJECT = Path(__file__).parent.parent
+PROGRAMS = {DAEMON: "binance_funding_ws_daemon.py", SERVER: "funding_api_server.py"}
+NO_FILE = "/nonexistent/.env"
+LIMIT_S = 30.0
+SECONDS = "a number of seconds above 0"
+DURATIONS = [variable(field) for field in fields(Settings) if variable(field).endswith("_SECONDS")]
+
+DOCUMENTED = {
+    "binance_ws_urls": (
+        "wss://fstream.binance.com/market/stream?streams=!markPrice@arr",
+        "wss://fstream.binance.com/stream?streams=!markPrice@arr",
+    ),
+    "binance_rest_url": "https://fapi.binance.com",
+    "state_file": ".funding_state.json",
+    "stale_seconds": 180,
+    "silence_seconds": 15,
+    "stream_connections": 2,
+    "connection_max_age_seconds": 82800,
+    "reconnect_min_seconds": 0.5,
+    "reconnect_max_seconds": 60,
+    "rest_poll_seconds": 60,
+    "rest_fallback_seconds": 10,
+    "rest_timeout_seconds": 10,
+    "heartbeat_seconds": 5,
+    "api_host": "127.0.0.1",
+    "api_port": 8888,
+    "api_max_connections": 1024,
+    "log_level": "INFO",
+}
+
+
+def refusal(environment: dict[str, str], env_file: str = NO_FILE) -> str:
+    """Return the text with which these settings are refused."""
+    with pytest.raises(SettingsError) as caught:
+        load(environment, env_file)
+    return str(caught.value)
+
+
+def env_file(directory: Path, text: str) -> str:
+    """Write a .env file and return its path."""
+    path = directory / ".env"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_without_any_setting_the_documented_defaults_hold() -> None:
+    """An empty environment gives exactly the documented values, for exactly the documented names."""
+    settings = load({}, NO_FILE)
+    assert {field.name: getattr(settings, field.name) for field in fields(Settings)} == DOCUMENTED
+
+
+@pytest.mark.parametrize("name", DURATIONS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        "0",
+        "0.0",
+        "-1",
+        "",
+        " ",
+        "5 s",
+        " 5",
+        "5\n",
+        "1e3",
+        "1_000",
+        "0x10",
+        "nan",
+        "inf",
+        "\uff11\uff10",
+        "31536001",
+        "9" * 400,
+    ],
+)
+def test_a_duration_is_a_plain_positive_number(name: str, value: str) -> None:
+    """Whatever is not a plain decimal number above 0 and up to a year is refused, by name and value."""
+    message = refusal({name: value})
+    assert message.startswith(f"{name}={value!r} is not allowed: {SECONDS}")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("0.05", 0.05), (".5", 0.5), ("5.", 5.0), ("31536000", 31_536_000.0), ("007", 7.0)]
+)
+def test_a_duration_accepts_fractions(value: str, seconds: float) -> None:
+    """Tests and impatient operators may give parts of a second."""
+    assert load({"STALE_SECONDS": value}, NO_FILE).stale_seconds == seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        *(("API_PORT", value, "a whole number from 1 to 65535") for value in ("0", "65536", "-1", "80.0", "", "http")),
+        ("API_PORT", "9" * 5000, "a whole number from 1 to 65535"),
+        ("API_PORT", "\uff18\uff18\uff18\uff18", "a whole number from 1 to 65535"),
+        *(("STREAM_CONNECTIONS", value, "a whole number from 1 to 8") for value in ("0", "9", "two", "1.5")),
+        *(("API_MAX_CONNECTIONS", value, "a whole number from 1 to 100000") for value in ("0", "100001", "1e3")),
+        *(
+            ("BINANCE_WS_URLS", value, "ws:// or wss://")
+            for value in (
+                "",
+                ",",
+                "wss://a,",
+                "wss://a,,wss://b",
+                "https://a",
+                "a",
+                "wss://",
+                "wss:///path",
+                "wss://a:99999",
+                "wss://a:0",
+                "wss://a:x",
+                "wss://[::1",
+                "wss://a b",
+                "wss://a\nb",
+                "wss://a\udcff",
+            )
+        ),
+        *(
+            ("BINANCE_REST_URL", value, "http:// or https://")
+            for value in ("", "wss://a", "fapi.binance.com", "https://", "https://a?b=c", "https://a#b", "https://a b")
+        ),
+        *(("STATE_FILE", value, "the path of a file") for value in ("", " ", "/tmp/", "a\0b")),
+        *(("API_HOST", value, "an IP address or host name") for value in ("", "a b", "http://a", "a/24", "[::1]", "é")),
+        *(("LOG_LEVEL", value, "DEBUG, INFO, WARNING, ERROR") for value in ("", "NOTSET", "20", "INFO ", "CRITICAL")),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line(name: str, value: str, allowed: str) -> None:
+    """The refusal names the variable, the value as given and what is allowed, whatever the value contains."""
+    message = refusal({name: value})
+    assert message.startswith(f"{name}={value!r} is not allowed: ")
+    assert allowed in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("value", ["https://fapi.binance.com?", "https://fapi.binance.com#"])
+def test_a_rest_address_with_an_empty_query_is_refused(value: str) -> None:
+    """A path appended to it would become part of the query."""
+    refusal({"BINANCE_REST_URL": value})
+
+
+@pytest.mark.parametrize("value", ["wss://a;wss://b", "wss://a\\x", "wss://%zz"])
+def test_a_stream_address_whose_host_cannot_exist_is_refused(value: str) -> None:
+    """Semicolons instead of commas are the likely mistake."""
+    refusal({"BINANCE_WS_URLS": value})
+
+
+@pytest.mark.parametrize("value", ["state\nfile.json", "state\udcff.json"])
+def test_an_unprintable_path_is_refused(value: str) -> None:
+    """The path is told in log lines, in STATUS= and in JSON answers, none of which can hold such a name."""
+    refusal({"STATE_FILE": value})
+
+
+def test_all_wrong_settings_are_told_at_once() -> None:
+    """One start is enough to learn of every mistake."""
+    message = refusal({"API_PORT": "x", "STALE_SECONDS": "y", "LOG_LEVEL": "z", "API_HOST": "::1"})
+    assert [part.split("=")[0] for part in message.split("; ")] == ["STALE_SECONDS", "API_PORT", "LOG_LEVEL"]
+
+
+def test_the_least_reconnect_wait_may_not_exceed_the_longest() -> None:
+    """Two values that contradict each other are refused together; equal ones are fine."""
+    message = refusal({"RECONNECT_MIN_SECONDS": "61"})
+    assert message == "RECONNECT_MIN_SECONDS=61 is not allowed: at most RECONNECT_MAX_SECONDS, which is 60"
+    assert load({"RECONNECT_MIN_SECONDS": "60"}, NO_FILE).reconnect_min_seconds == 60
+
+
+def test_several_stream_addresses_are_separated_by_commas() -> None:
+    """Spaces around them do not matter."""
+    settings = load({"BINANCE_WS_URLS": " wss://a/x?streams=!markPrice@arr , ws://127.0.0.1:9443/y "}, NO_FILE)
+    assert settings.binance_ws_urls == ("wss://a/x?streams=!markPrice@arr", "ws://127.0.0.1:9443/y")
+
+
+def test_a_slash_at_the_end_of_the_rest_address_does_not_matter() -> None:
+    """Paths are appended to it."""
+    assert load({"BINANCE_REST_URL": "http://127.0.0.1:8080/"}, NO_FILE).binance_rest_url == "http://127.0.0.1:8080"
+
+
+def test_the_log_level_may_be_in_lower_case() -> None:
+    """It is a word, not a constant."""
+    assert load({"LOG_LEVEL": "debug"}, NO_FILE).log_level == "DEBUG"
+
+
+def test_the_environment_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
+    """Environment, else .env, else default; each setting by itself."""
+    path = env_file(tmp_path, "API_PORT=1111\nAPI_HOST=::1\n")
+    settings = load({"API_PORT": "2222"}, path)
+    assert (settings.api_port, settings.api_host, settings.log_level) == (2222, "::1", "INFO")
+
+
+def test_a_wrong_value_in_the_file_is_refused_unless_the_environment_replaces_it(tmp_path: Path) -> None:
+    """Only the value that would be used is judged."""
+    path = env_file(tmp_path, "API_PORT=x\n")
+    assert refusal({}, path).startswith("API_PORT='x' is not allowed")
+    assert load({"API_PORT": "1"}, path).api_port == 1
+
+
+def test_a_name_without_value_in_the_file_is_refused(tmp_path: Path) -> None:
+    """It is not taken for the default."""
+    assert refusal({}, env_file(tmp_path, "API_PORT\n")).startswith("API_PORT='' is not allowed")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("STALE_SECOND", "STALE_SECONDS"),
+        ("BINANCE_WS_URL", "BINANCE_WS_URLS"),
+        ("RECONECT_MAX_SECONDS", "RECONNECT_MAX_SECONDS"),
+        ("API_MAX_CONECTIONS", "API_MAX_CONNECTIONS"),
+        ("LOG_LEVELS", "LOG_LEVEL"),
+    ],
+)
+def test_a_misspelt_name_in_the_file_is_refused(tmp_path: Path, wrong: str, right: str) -> None:
+    """A near miss is a mistake, not a default; the right name is told."""
+    path = env_file(tmp_path, f"{wrong}=1\n")
+    assert refusal({}, path) == f"{wrong} in {path} is no setting: {right} is"
+
+
+def test_a_name_in_lower_case_in_the_file_is_refused(tmp_path: Path) -> None:
+    """Variables are case-sensitive: api_port would silently leave the default."""
+    refusal({}, env_file(tmp_path, "api_port=1\n"))
+
+
+def test_a_misspelt_name_in_the_environment_is_refused() -> None:
+    """Under systemd the settings come from EnvironmentFile=, where a misspelt name is as much a mistake."""
+    refusal({"STALE_SECOND": "1"})
+
+
+def test_foreign_names_in_the_file_do_not_matter(tmp_path: Path) -> None:
+    """Other programs may keep their settings in the same file."""
+    path = env_file(tmp_path, "DATABASE_URL=x\nPORT=1\nAPP_PORT=2\nTELEGRAM_TOKEN=y\nAPI_KEY=z\n")
+    assert load({}, path) == Settings()
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    """What cannot be read is not skipped."""
+    path = tmp_path / ".env"
+    path.write_bytes(b"API_HOST=\xff\n")
+    assert refusal({}, str(path)).startswith(f"{path} cannot be read: ")
+
+
+def test_the_example_file_lists_every_setting_with_its_default(tmp_path: Path) -> None:
+    """Commented in, .env.example changes nothing, and it leaves out no setting."""
+    lines = (PROJECT / ".env.example").read_text(encoding="utf-8").splitlines()
+    active = [line.removeprefix("#") for line in lines if line.startswith("#") and not line.startswith("# ")]
+    assert [line.partition("=")[0] for line in active] == [variable(field) for field in fields(Settings)]
+    assert load({}, env_file(tmp_path, "\n".join(active))) == Settings()
+    for field in fields(Settings):
+        assert f"{variable(field)}={field.metadata['text']}" in active
+
+
+def test_help_lists_every_setting_with_its_default() -> None:
+    """Each program tells the settings it uses; together they tell all."""
+    told = {program: help_text(program) for program in PROGRAMS}
+    for field in fields(Settings):
+        users = [program for program in PROGRAMS if program in field.metadata["used_by"].split()]
+        assert users, f"{field.name} is used by nobody"
+        for program, text in told.items():
+            line = f"  {variable(field)}  (default {field.metadata['text']})"
+            assert (line in text.splitlines()) == (program in users)
+            assert (field.metadata["meaning"] in text) == (program in users)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_with_a_wrong_setting_stops_with_status_78(tmp_path: Path, program: str) -> None:
+    """One line on stderr, no traceback, and the exit status after which systemd does not restart."""
+    done = subprocess.run(
+        [sys.executable, PROJECT / PROGRAMS[program]],
+        cwd=tmp_path,
+        env={**os.environ, "STALE_SECONDS": "soon"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 78
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "STALE_SECONDS='soon' is not allowed: a number of seconds above 0" in done.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_of_a_program_shows_its_settings(tmp_path: Path, program: str) -> None:
+    """--help works without any setting and ends with status 0."""
+    done = subprocess.run(
+        [sys.executable, PROJECT / PROGRAMS[program], "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 0
+    assert help_text(program) in done.stdout
