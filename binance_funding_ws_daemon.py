@@ -14,20 +14,19 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 from binance_funding import __version__, events, service
 from binance_funding.book import Book
-from binance_funding.clock import Clock, Moment
+from binance_funding.clock import Clock
 from binance_funding.comparison import Comparison
-from binance_funding.history import GAP_SECONDS, History
-from binance_funding.publisher import USUAL_INTERVAL_HOURS, Publisher
-from binance_funding.rates import FundingRate, latest_event_time_ms
+from binance_funding.history import History
+from binance_funding.publisher import Publisher
 from binance_funding.rest import RestClient, RestPoller
 from binance_funding.settings import DAEMON, EX_CONFIG, Settings
-from binance_funding.state_file import AlreadyRunning, StateFile, UnusableState, read
+from binance_funding.state_file import AlreadyRunning, StateFile
 from binance_funding.stream import Feed, StreamPool
+from binance_funding.takeover import take_over
 
 _log = logging.getLogger("binance_funding.daemon")
 
@@ -94,7 +93,7 @@ class Daemon:
         """Run until a signal comes or a thread dies; return the exit status."""
         try:
             self._file.lock()
-            self._take_over()
+            take_over(self._file.path, self._clock, self._book, self._rest, self._history, self._comparison)
             self._publisher.write()
         except AlreadyRunning as error:
             _log.error("%s; this one stops", error)
@@ -205,36 +204,6 @@ class Daemon:
             "history": history,
         }
 
-    def _take_over(self) -> None:
-        """Go on from what the last daemon left, with its old times, so that staleness stays true."""
-        try:
-            state = read(self._file.path)
-        except UnusableState as error:
-            if os.path.exists(self._file.path):
-                _log.warning("%s", events.line("old state dropped", cause=error))
-            return
-        now = self._clock.now()
-        down_s = self._age_of(state)
-        offset_s = state["updated_at"] + down_s - now.steady_s
-        self._book.take_over(_old_rates(state["funding_state"], offset_s, now), down_s)
-        paused_until = state["connection_status"].get("rest", {}).get("paused_until")
-        self._rest.restore(paused_until, _old_intervals(state["funding_state"]))
-        try:
-            self._history.restore(state)
-            self._comparison.restore(state)
-        except (KeyError, TypeError, ValueError) as error:
-            _log.warning("%s", events.line("old statistics dropped", cause=f"{type(error).__name__}: {error}"))
-        if down_s <= GAP_SECONDS:
-            self._history.count(now.wall_s, observed=down_s)
-        _log.info("%s", events.line("took over", symbols=len(state["funding_state"]), not_running_s=down_s))
-
-    def _age_of(self, state: Mapping[str, Any]) -> float:
-        """Return the seconds since the file was written: exact within one boot, else as the wall clocks say."""
-        now = self._clock.now()
-        if self._clock.boot_id and state.get("boot_id") == self._clock.boot_id:
-            return max(0.0, float(now.steady_s - state["boottime"]))
-        return max(0.0, float(now.wall_s - state["updated_at"]))
-
     def _end(self) -> int:
         """Stop all threads, write the last state, return the exit status."""
         service.notify("STOPPING=1")
@@ -249,29 +218,6 @@ class Daemon:
         if unfinished:
             _log.info("%s", events.line("still waiting at the end", threads=",".join(unfinished)))
         return EX_SOFTWARE if self._threads.crashed else EX_OK
-
-
-def _old_rates(records: Mapping[str, Any], wall_minus_steady_s: float, now: Moment) -> list[FundingRate]:
-    latest_ms = latest_event_time_ms(now)
-    return [
-        FundingRate(
-            symbol,
-            repr(record["fundingRate"]),
-            repr(record["markPrice"]),
-            repr(record["indexPrice"]),
-            int(record["nextFundingTime"]),
-            int(record["eventTime"]),
-            record["source"],
-            min(now.steady_s, record["updatedAt"] - wall_minus_steady_s),
-        )
-        for symbol, record in records.items()
-        if record["eventTime"] <= latest_ms
-    ]
-
-
-def _old_intervals(records: Mapping[str, Any]) -> dict[str, int]:
-    known = {symbol: record.get("fundingIntervalHours") for symbol, record in records.items()}
-    return {symbol: hours for symbol, hours in known.items() if type(hours) is int and hours != USUAL_INTERVAL_HOURS}
 
 
 def _spare_loopback_the_proxy() -> None:
