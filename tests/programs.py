@@ -25,7 +25,7 @@ T = TypeVar("T")
 Self = TypeVar("Self", bound="Program")
 
 
-def eventually(condition: Callable[[], T], what: str, within_s: float = PATIENCE_S) -> T:
+def eventually(condition: Callable[[], T | None], what: str, within_s: float = PATIENCE_S) -> T:
     """Return the first true value of the condition. Raises AssertionError when there is none in time."""
     deadline_s = time.monotonic() + within_s
     while True:
