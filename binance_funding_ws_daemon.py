@@ -217,6 +217,8 @@ class Daemon:
             unfinished = self._threads.join(_STOP_WITHIN_S / 2)
         if unfinished:
             _log.info("%s", events.line("still waiting at the end", threads=",".join(unfinished)))
+        if "publisher" not in unfinished:
+            self._publisher.write_or_tell()  # what the others counted while they ended
         return EX_SOFTWARE if self._threads.crashed else EX_OK
 
 

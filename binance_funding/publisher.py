@@ -102,11 +102,11 @@ class Publisher:
         """Steady time at which the thread last went round, whether it could write or not."""
 
     def run(self, stop: threading.Event) -> None:
-        """Write until `stop` is set and the book's `changed` too; blocks. The last state is written at the end."""
+        """Write until `stop` is set and the book's `changed` too; blocks."""
         while not stop.is_set():
             self._book.changed.wait(self._heartbeat_s)
             self._book.changed.clear()
-            self._write_or_tell()
+            self.write_or_tell()
             self.progress_s = self._clock.steady_s()
 
     def write(self) -> None:
@@ -123,7 +123,8 @@ class Publisher:
         records = self._renderer.render(self._book.rates(), now.wall_s - now.steady_s, self._interval_hours())
         self._file.write(records, header, self._describe(now.wall_s))
 
-    def _write_or_tell(self) -> None:
+    def write_or_tell(self) -> None:
+        """Write the file now; tell what keeps it from being written. For one thread at a time."""
         try:
             self.write()
         except OSError as error:

@@ -92,18 +92,17 @@ def decode_premium_index(body: bytes, received: Moment) -> Decoded:
 def decode_funding_info(body: bytes) -> dict[str, int]:
     """Decode the answer to GET /fapi/v1/fundingInfo: funding interval in hours by symbol; one not listed has 8.
 
-    Raises MalformedMessage if it is not UTF-8, not JSON, or not a list of rows with symbol and fundingIntervalHours.
+    Malformed rows are left out. Raises MalformedMessage if it is not UTF-8, not JSON, not a list of rows, or if it has
+    rows and none of them can be used: no news must not pass for "all back to 8 h".
     """
     answer = _parse(body)
-    try:
-        intervals = {row["symbol"]: row["fundingIntervalHours"] for row in answer}
-    except (KeyError, TypeError) as fault:
-        raise MalformedMessage(f"no funding intervals in {_quote(body)}") from fault
-    return {
-        symbol: hours
-        for symbol, hours in intervals.items()
-        if isinstance(symbol, str) and type(hours) is int and 1 <= hours <= 24
-    }
+    if not isinstance(answer, list):
+        raise MalformedMessage(f"no list in {_quote(body)}")
+    rows = [(row.get("symbol"), row.get("fundingIntervalHours")) for row in answer if isinstance(row, dict)]
+    intervals = {s: hours for s, hours in rows if isinstance(s, str) and type(hours) is int and 1 <= hours <= 24}
+    if answer and not intervals:
+        raise MalformedMessage(f"no funding intervals in {_quote(body)}")
+    return intervals
 
 
 def latest_event_time_ms(now: Moment) -> float:

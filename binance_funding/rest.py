@@ -35,7 +35,8 @@ _LARGEST_ANSWER_BYTES = 32 * 1024 * 1024
 _LONGEST_UNTOLD_WAIT_S = 300.0
 _LONGEST_STEP_S = 1.0
 _REFUSED, _FAILED = "REST refused", "REST failed"
-_UNTOLD = (403, 451)
+_UNTOLD = ("403", "451")
+_KNOWN_STATUSES = ("403", "418", "429", "451", "connection", "malformed", "timeout")
 
 
 class RestError(Exception):
@@ -149,7 +150,8 @@ class RestPoller:
         self.interval_hours: Mapping[str, int] = {}
         """Funding interval by symbol where it is not 8 h; replaced as a whole."""
         self.polls = 0
-        self.errors: Counter[str] = Counter()
+        self.errors = Counter(dict.fromkeys(_KNOWN_STATUSES, 0))
+        """Failed polls by HTTP status or kind of failure; the usual ones from the start, so that the first shows."""
         self.rejected_rows = 0
         self.last_success_wall_s: float | None = None
         self.last_error: str | None = None
@@ -254,7 +256,7 @@ class RestPoller:
         status, wait_s = "malformed", 0.0
         if isinstance(error, RestError):
             status, wait_s = error.status, error.wait_s
-        if not wait_s and status in map(str, _UNTOLD):
+        if not wait_s and status in _UNTOLD:
             wait_s = self._settings.rest_fallback_seconds * 2.0 ** min(self._refused_in_a_row, 20)
             wait_s = min(wait_s, _LONGEST_UNTOLD_WAIT_S)
             self._refused_in_a_row += 1

@@ -414,10 +414,25 @@ def test_funding_intervals_are_told_by_symbol() -> None:
     assert decode_funding_info(b"[]") == {}
 
 
+def test_a_malformed_row_of_funding_intervals_costs_itself_only() -> None:
+    """The good rows of the same answer count."""
+    body = b'[{"symbol":"A","fundingIntervalHours":4},{"symbol":"B"},7,null,{"fundingIntervalHours":1}]'
+    assert decode_funding_info(body) == {"A": 4}
+
+
 @pytest.mark.parametrize(
-    "body", [b'{"code":-1}', b"[5]", b'[{"symbol":"A"}]', b'[{"symbol":[],"fundingIntervalHours":4}]']
+    "body",
+    [
+        b'{"code":-1}',
+        b"{}",
+        b'""',
+        b"[5]",
+        b'[{"symbol":"A"}]',
+        b'[{"symbol":"A","fundingIntervalHours":"4"}]',
+        b'[{"symbol":[],"fundingIntervalHours":4}]',
+    ],
 )
 def test_funding_intervals_of_another_shape_are_refused(body: bytes) -> None:
-    """Half of them would be worse than the last known ones."""
-    with pytest.raises(MalformedMessage, match="no funding intervals in "):
+    """No usable row must not pass for "all back to 8 h": the last known ones stay in force."""
+    with pytest.raises(MalformedMessage, match="no (funding intervals|list) in "):
         decode_funding_info(body)

@@ -1,0 +1,305 @@
+"""The metrics as Prometheus itself sees them, and the alert rules by its own tools.
+
+The tools come with the Debian package prometheus. Without them these tests are skipped; in CI they must be there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import urllib.parse
+import urllib.request
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from binance_funding import metrics
+from tests.exchange import Exchange, Market
+from tests.fakes import record, state, status
+from tests.programs import PATIENCE_S, ROOT, Daemon, Server, eventually, free_port
+
+FOLDER = ROOT / "docs" / "prometheus"
+ALERTS, ALERTS_TEST = FOLDER / "alerts.yml", FOLDER / "alerts_test.yml"
+UNICODE_SYMBOL = "币安人生USDT"
+
+
+def _find(program: str) -> str:
+    path = shutil.which(program)
+    if path is None:
+        missing = f"{program} is not installed: apt-get install --no-install-recommends prometheus"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return path
+
+
+@pytest.fixture
+def promtool() -> str:
+    """Where promtool is."""
+    return _find("promtool")
+
+
+@pytest.fixture
+def prometheus() -> str:
+    """Where Prometheus is."""
+    return _find("prometheus")
+
+
+def run(*command: str, told: str = "") -> tuple[int, str]:
+    """Run a tool; return its exit status and all it said."""
+    ended = subprocess.run(
+        command, input=told.encode(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE_S
+    )
+    return ended.returncode, ended.stdout.decode()
+
+
+def documented_config() -> str:
+    """Return the configuration that the README shows."""
+    shown = re.search(r"```yaml\n(.*?)```", (FOLDER / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert shown is not None
+    return shown[1]
+
+
+# The text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(state({"BTCUSDT": record(), UNICODE_SYMBOL: record(), 'A"\\\n': record()}), id="all is known"),
+        pytest.param(
+            state(connection_status=status(clock_offset_seconds=None, last_message_time=None)), id="some is unknown"
+        ),
+        pytest.param(
+            {"updated_at": 1.0, "funding_state": {}, "connection_status": {}, "comparison": {}}, id="nothing is known"
+        ),
+    ],
+)
+def test_promtool_finds_nothing_to_say_about_the_metrics(promtool: str, content: dict[str, Any]) -> None:
+    """Names, types, help and syntax: neither an error nor a hint."""
+    assert run(promtool, "check", "metrics", told=metrics.render(content)) == (0, "")
+
+
+def test_promtool_would_say_what_is_wrong(promtool: str) -> None:
+    """The check above can fail: a counter without _total is found."""
+    text = metrics.render(state()).replace("rest_polls_total", "rest_polls")
+    status, said = run(promtool, "check", "metrics", told=text)
+    assert status != 0
+    assert 'binance_funding_rest_polls counter metrics should have "_total" suffix' in said
+
+
+# The rules
+
+
+def test_alert_rules_are_valid(promtool: str) -> None:
+    """Expressions and templates parse."""
+    status, said = run(promtool, "check", "rules", str(ALERTS))
+    assert status == 0, said
+    assert "SUCCESS" in said
+
+
+def test_every_metric_named_in_the_rules_is_one_the_server_tells() -> None:
+    """An alert on a name that does not exist is silent for ever."""
+    told = set(re.findall(r"(?m)^# TYPE (\S+)", metrics.render(state())))
+    rules = set(re.findall(r"binance_funding_\w+", ALERTS.read_text(encoding="utf-8")))
+    assert len(rules) > 5
+    assert rules <= told
+
+
+def alert_names() -> list[str]:
+    """Return the names of all alerts."""
+    return re.findall(r"- alert: (\w+)", ALERTS.read_text(encoding="utf-8"))
+
+
+def test_every_alert_tells_how_bad_it_is_and_what_to_do() -> None:
+    """Each has for, severity, summary and description."""
+    blocks = ALERTS.read_text(encoding="utf-8").split("- alert: ")[1:]
+    for block in blocks:
+        for part in (r"expr: ", r"for: [1-9]\d*m\n", r"severity: (critical|warning|info)\n", "summary: ", "descript"):
+            assert len(re.findall(part, block)) == 1, (block, part)
+    assert len(set(alert_names())) == len(blocks) >= 10
+
+
+def test_alert_rules_pass_their_unit_tests(promtool: str) -> None:
+    """Each alert fires when it must, with the words it must say, and does not before."""
+    status, said = run(promtool, "test", "rules", str(ALERTS_TEST))
+    assert status == 0, said
+    assert "SUCCESS" in said
+
+
+def failures(promtool: str, folder: Path, rules: str) -> dict[str, set[tuple[bool, bool]]]:
+    """Test other rules by the unit tests; return by alert its failures: whether it had to fire, and whether it did."""
+    (folder / ALERTS.name).write_text(rules, encoding="utf-8")
+    shutil.copy(ALERTS_TEST, folder)
+    status, said = run(promtool, "test", "rules", str(folder / ALERTS_TEST.name))
+    assert status != 0
+    failed = defaultdict(set)
+    # An empty list is written "[]", a list of alerts begins with "[" and a line break.
+    for name, nothing_due, nothing_came in re.findall(
+        r"alertname: (\w+),.*?exp:\[(\]?).*?got:\[(\]?)", said, re.DOTALL
+    ):
+        failed[name].add((not nothing_due, not nothing_came))
+    return failed
+
+
+EXPRESSION = re.compile(r"expr: (?:>-\n)?.*?(?=\n +for: )", re.DOTALL)
+
+
+def test_unit_tests_notice_an_alert_that_never_fires(promtool: str, tmp_path: Path) -> None:
+    """Of every alert it is tested that it fires."""
+    rules, count = EXPRESSION.subn("expr: vector(0) > 1", ALERTS.read_text(encoding="utf-8"))
+    assert count == len(alert_names())
+    failed = failures(promtool, tmp_path, rules)
+    assert {name for name, cases in failed.items() if (True, False) in cases} == set(alert_names())
+
+
+def test_unit_tests_notice_an_alert_that_always_fires(promtool: str, tmp_path: Path) -> None:
+    """Of every alert it is tested that it can be silent."""
+    rules, count = EXPRESSION.subn("expr: vector(1)", ALERTS.read_text(encoding="utf-8"))
+    assert count == len(alert_names())
+    failed = failures(promtool, tmp_path, re.sub(r"for: \w+", "for: 0s", rules))
+    assert {name for name, cases in failed.items() if (False, True) in cases} == set(alert_names())
+
+
+def test_unit_tests_notice_an_alert_that_does_not_wait(promtool: str, tmp_path: Path) -> None:
+    """Of every alert it is tested that it gives a passing trouble the time to pass."""
+    rules = re.sub(r"for: \w+", "for: 0s", ALERTS.read_text(encoding="utf-8"))
+    failed = failures(promtool, tmp_path, rules)
+    assert {name for name, cases in failed.items() if (False, True) in cases} == set(alert_names())
+
+
+def test_documented_configuration_is_valid(promtool: str, tmp_path: Path) -> None:
+    """The README's scrape configuration, with the rules beside it as it says."""
+    (tmp_path / "prometheus.yml").write_text(documented_config(), encoding="utf-8")
+    shutil.copy(ALERTS, tmp_path)
+    status, said = run(promtool, "check", "config", str(tmp_path / "prometheus.yml"))
+    assert status == 0, said
+    assert "1 rule files found" in said
+
+
+# The real thing
+
+
+class Prometheus:
+    """A running Prometheus, asked through its HTTP API."""
+
+    def __init__(self, port: int) -> None:
+        self._base = f"http://127.0.0.1:{port}"
+        # Loopback only: whatever proxy the environment names is not for this.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        """Return the `data` of an answer. Raises OSError as long as it is not ready."""
+        url = f"{self._base}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        with self._opener.open(url, timeout=PATIENCE_S) as response:
+            answer = json.load(response)
+        assert answer["status"] == "success"
+        return answer["data"]
+
+    def samples(self, selector: str) -> list[tuple[dict[str, str], float, float]]:
+        """Return labels, time and value of the newest sample of each series."""
+        # The selector of a range gives samples with the times of their scrapes.
+        series = self.ask("query", query=f"{selector}[5m]")["result"]
+        return [(one["metric"], one["values"][-1][0], float(one["values"][-1][1])) for one in series]
+
+
+@contextmanager
+def running(prometheus: str, folder: Path, server_port: int) -> Iterator[Prometheus]:
+    """Run Prometheus with the README's configuration, only faster and towards this server."""
+    config = documented_config().replace("scrape_interval: 15s", "scrape_interval: 500ms")
+    config = config.replace("127.0.0.1:8888", f"127.0.0.1:{server_port}")
+    folder.mkdir()
+    (folder / "prometheus.yml").write_text(config, encoding="utf-8")
+    shutil.copy(ALERTS, folder)
+    port = free_port()
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                prometheus,
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        client = Prometheus(port)
+
+        def is_ready() -> bool:
+            assert process.poll() is None, (folder / "log").read_text()
+            try:
+                client.ask("status/runtimeinfo")
+            except OSError:
+                return False
+            return True
+
+        eventually(is_ready, "Prometheus answers")
+        yield client
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
+
+
+def test_prometheus_scrapes_what_the_exchange_sent(prometheus: str, tmp_path: Path) -> None:
+    """Every rate and mark price that Prometheus holds of one scrape is a pair the exchange sent, of every symbol."""
+    market = Market(usd_m=20, tradfi=5, coin_m=2, fundless=2)
+    assert UNICODE_SYMBOL in market.symbols
+    with (
+        Exchange(market, tick_s=0.5) as exchange,
+        Daemon(exchange, tmp_path) as daemon,
+        Server(tmp_path) as server,
+        running(prometheus, tmp_path / "prometheus", server.port) as client,
+    ):
+        daemon.wait_for_live()
+        first_tick_ms = exchange.ticks[-1]
+
+        def pairs() -> dict[str, tuple[float, float]]:
+            """Rate and mark price by symbol, where both are of the same scrape, and that of fresh data."""
+            read = {
+                name: client.samples(f"binance_funding_{name}")
+                for name in ("rate", "updated_timestamp_seconds", "mark_price")
+            }
+            found: dict[tuple[str, float], dict[str, float]] = defaultdict(dict)
+            for name, samples in read.items():
+                for labels, time_s, value in samples:
+                    assert set(labels) == {"__name__", "job", "instance", "symbol"}
+                    found[labels["symbol"], time_s][name] = value
+            return {
+                symbol: (of["rate"], of["mark_price"])
+                for (symbol, _), of in found.items()
+                if len(of) == len(read) and of["updated_timestamp_seconds"] * 1000 > first_tick_ms
+            }
+
+        scraped: dict[str, tuple[float, float]] = {}
+
+        def is_complete() -> bool:
+            scraped.update(pairs())
+            return scraped.keys() == market.symbols
+
+        eventually(is_complete, "all symbols in one scrape")
+        ticks = exchange.ticks
+        for symbol, pair in scraped.items():
+            sent = [market.expected(symbol, tick_ms)[:2] for tick_ms in ticks]
+            assert pair in sent, symbol
+
+        (target,) = client.ask("targets")["activeTargets"]
+        assert (target["health"], target["lastError"]) == ("up", "")
+        (group,) = client.ask("rules")["groups"]
+        assert [rule["name"] for rule in group["rules"]] == alert_names()
+
+
+def test_prometheus_sees_a_server_without_state_file_as_down(prometheus: str, tmp_path: Path) -> None:
+    """No file is no empty page: the target is down, and an alert can say so."""
+    with Server(tmp_path) as server, running(prometheus, tmp_path / "prometheus", server.port) as client:
+        eventually(lambda: [value for _, _, value in client.samples("up")] == [0.0], "up is 0")
+        (target,) = client.ask("targets")["activeTargets"]
+        assert "503" in target["lastError"]
