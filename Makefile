@@ -18,8 +18,10 @@ run: $(VENV)/run.stamp
 demo: $(VENV)/test.stamp
 	@$(BIN)/python packaging/foreground.py --demo
 
+# Most tests wait rather than work, so several run at once; those that boot a systemd have the machine to themselves.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 4 --dist loadfile --ignore tests/test_systemd.py
+	$(BIN)/python -m pytest tests/test_systemd.py
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff format --check $(CODE)

@@ -1,0 +1,118 @@
+#!/bin/sh
+# Installs, upgrades or removes the two programs as services of this host.
+#
+#   sudo make install      sudo make uninstall      (PYTHON=/usr/bin/python3.12 picks the interpreter)
+#
+# An installation is a directory of its own, built and tried beside the one in use; exchanging the link
+# "current" is the last step and one atomic rename. What fails before it leaves everything as it was.
+set -eu
+umask 022 # the services' users must be able to read what root installs
+
+prefix=/opt/binance-funding
+units=/etc/systemd/system
+settings=/etc/binance-funding.env
+source=$(dirname "$(dirname "$(readlink -f "$0")")")
+python=${PYTHON:-/usr/bin/python3}
+
+die() {
+    echo "$0: $*" >&2
+    exit 1
+}
+
+systemd_runs() {
+    [ -d /run/systemd/system ]
+}
+
+check_python() {
+    # The units hide /home and /root and allow executables below /usr only.
+    "$python" -c 'import os, sys; sys.exit(not os.path.realpath(sys.executable).startswith("/usr/"))' ||
+        die "$python is not below /usr, where the services may run it; choose one with PYTHON=/usr/bin/python3"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+        die "$python is too old: Python 3.10 or newer is needed; choose one with PYTHON=/usr/bin/python3.12"
+    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+        die "$python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"
+}
+
+build_release() {
+    install -d "$prefix"
+    exec 9<"$prefix"
+    flock 9 # one installation at a time
+    release=$(mktemp -d "$prefix/release.XXXXXX")
+    trap 'rm -rf "$release"' EXIT
+    trap 'exit 1' HUP INT TERM
+    chmod 0755 "$release"
+
+    "$python" -m venv "$release/venv"
+    "$release/venv/bin/python" -m pip install --quiet --no-cache-dir --disable-pip-version-check \
+        -r "$source/requirements.txt"
+    install -d "$release/binance_funding"
+    install -m 0644 "$source"/binance_funding/*.py "$release/binance_funding"
+    install -m 0644 "$source/binance_funding_ws_daemon.py" "$source/funding_api_server.py" \
+        "$source/README.md" "$source/requirements.txt" "$release"
+    # Compiled now, because the services cannot write here.
+    "$release/venv/bin/python" -m compileall -q "$release/binance_funding"
+    for program in binance_funding_ws_daemon.py funding_api_server.py; do
+        (cd "$release" && venv/bin/python "$program" --help >/dev/null) || die "$program does not run"
+    done
+}
+
+write_settings() {
+    # Every setting with its default, commented out; the state file as the units have it.
+    {
+        echo "# Settings of binance-funding-ws and binance-funding-api. After a change:"
+        echo "#   sudo systemctl restart binance-funding-ws"
+        echo
+        # Less its opening lines, which speak of .env.
+        sed -e '1,/^$/d' -e 's/^\([A-Z]\)/#\1/' \
+            -e 's|^#*STATE_FILE=.*|#STATE_FILE=/run/binance-funding/funding_state.json|' "$source/.env.example"
+    } >"$release/settings"
+    # Not for everybody's eyes: a proxy's address may hold a password. systemd reads it as root.
+    install -m 0640 "$release/settings" "$settings"
+    rm "$release/settings"
+}
+
+put_into_place() {
+    # A fixed user of its own; the unit of the daemon says why.
+    systemd-sysusers --inline 'u binance-funding - "Binance funding rates" /'
+    install -m 0644 "$source/binance-funding-ws.service" "$source/binance-funding-api.service" "$units"
+    ln -s "$(basename "$release")" "$release/current"
+    mv -T "$release/current" "$prefix/current"
+    trap - EXIT
+    find "$prefix" -mindepth 1 -maxdepth 1 -name 'release.*' ! -path "$release" -exec rm -rf {} +
+    if systemd_runs; then systemctl daemon-reload; fi
+}
+
+do_install() {
+    check_python
+    build_release
+    kept="kept as it was"
+    [ -e "$settings" ] || { write_settings && kept="new, every setting at its default"; }
+    put_into_place
+    echo "Installed in $prefix; units in $units; settings in $settings ($kept)."
+    if systemd_runs && systemctl --quiet is-active binance-funding-ws.service; then
+        echo "The running service is still the old one. Next: sudo systemctl restart binance-funding-ws"
+    else
+        echo "Nothing was started. Next: sudo systemctl enable --now binance-funding-ws"
+    fi
+}
+
+do_uninstall() {
+    if systemd_runs; then systemctl --quiet stop binance-funding-ws.service binance-funding-api.service || true; fi
+    systemctl --quiet disable binance-funding-ws.service 2>/dev/null || true
+    rm -f "$units/binance-funding-ws.service" "$units/binance-funding-api.service"
+    if systemd_runs; then
+        systemctl daemon-reload
+        systemctl --quiet reset-failed binance-funding-ws.service binance-funding-api.service 2>/dev/null || true
+    fi
+    rm -rf "$prefix" /run/binance-funding
+    if id binance-funding >/dev/null 2>&1; then userdel binance-funding; fi
+    echo "Services stopped; programs, units, user and state file removed."
+    if [ -e "$settings" ]; then echo "$settings is still there. To remove it as well: sudo rm $settings"; fi
+}
+
+[ "$(id -u)" -eq 0 ] || die "needs root: sudo make ${1:-install}"
+case ${1:-} in
+    install) do_install ;;
+    uninstall) do_uninstall ;;
+    *) die "usage: $0 install|uninstall" ;;
+esac
