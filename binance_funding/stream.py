@@ -37,6 +37,8 @@ _ATTEMPT_EVERY_S, _ATTEMPTS_AT_ONCE = 1.25, 8
 # exchange's return is noticed at once.
 _NOBODY_THERE_WAIT_S = 1.0
 _LONGEST_STEP_S = 1.0
+# A connection that was told to end may need so long for its goodbye; then it is broken, again and again until it ends.
+_GOODBYE_S = 1.0
 
 
 class Spawn(Protocol):
@@ -91,6 +93,7 @@ class _Slot:
     current: Connection | None = None
     successor: Connection | None = None
     failures: int = 0
+    failed_at_s: float = -math.inf
     candidate: int = 0
     retry_at_s: float = 0.0
     replace_at_s: float = math.inf
@@ -120,6 +123,7 @@ class StreamPool:
         self._uniform = uniform
         self._wake = threading.Event()
         self._slots = [_Slot(number) for number in range(1, settings.stream_connections + 1)]
+        self._leaving: list[tuple[Connection, float]] = []
         self._attempts_left = float(_ATTEMPTS_AT_ONCE)
         self._attempts_counted_s = clock.steady_s()
         self._paused_until_s = 0.0
@@ -145,6 +149,7 @@ class StreamPool:
         """Look after every connection once. For the supervising thread; never blocks."""
         for slot in self._slots:
             self._look_after(slot)
+        self._see_off()
         self.progress_s = self._clock.steady_s()
 
     def wake(self) -> None:
@@ -153,7 +158,7 @@ class StreamPool:
 
     def abort(self) -> None:
         """Break every connection that has not ended by itself."""
-        for connection in self._connections():
+        for connection in [*self._connections(), *(leaving for leaving, _ in self._leaving)]:
             connection.abort()
 
     def live(self) -> list[Connection]:
@@ -185,6 +190,14 @@ class StreamPool:
     def _connections(self) -> list[Connection]:
         return [c for slot in self._slots for c in (slot.current, slot.successor) if c is not None]
 
+    def _see_off(self) -> None:
+        """Break connections that do not end as they were told, wherever they hang."""
+        now_s = self._clock.steady_s()
+        self._leaving = [(leaving, until_s) for leaving, until_s in self._leaving if leaving.ending is None]
+        for leaving, until_s in self._leaving:
+            if now_s >= until_s:
+                leaving.abort()
+
     def _look_after(self, slot: _Slot) -> None:
         now_s = self._clock.steady_s()
         if slot.current is not None:
@@ -211,7 +224,7 @@ class StreamPool:
                 self._tell_loss(slot, connection, ending, wait_s, now_s)
         elif connection.proven_s is not None and slot.replace_at_s == math.inf:
             self._settle(slot, connection, now_s)
-        elif connection.proven_s is not None and now_s - connection.proven_s >= _PROVEN_AFTER_S:
+        elif connection.proven_s is not None and slot.failed_at_s < connection.proven_s <= now_s - _PROVEN_AFTER_S:
             slot.failures = 0
 
     def _check_successor(self, slot: _Slot, successor: Connection, now_s: float) -> None:
@@ -232,6 +245,7 @@ class StreamPool:
         if connection.idle_s(now_s) <= silence_s:
             return None
         connection.abort()
+        self._leaving.append((connection, now_s))
         if connection.opened_s is None:
             return Ending(f"no handshake within {silence_s:g} s")
         return Ending(f"no new mark prices for {silence_s:g} s", silent=True)
@@ -280,6 +294,7 @@ class StreamPool:
         slot.current, slot.successor, slot.replace_at_s = successor, None, math.inf
         if old is not None:
             old.close()
+            self._leaving.append((old, now_s + _GOODBYE_S))
             self.replaced += 1
             self._history.count(self._clock.wall_s(), planned=1)
             _log.info("%s", events.line("rotated", conn=slot.number, age_s=now_s - old.started_s, url=successor.url))
@@ -291,6 +306,7 @@ class StreamPool:
         wait_s = max(self._backoff_s(slot, ending), ending.wait_s)
         slot.retry_at_s = now_s + wait_s
         slot.failures += 1
+        slot.failed_at_s = now_s
         slot.retrying = True
         if ending.wait_s:
             self._paused_until_s = now_s + ending.wait_s
@@ -366,4 +382,5 @@ class StreamPool:
         due_s = [time_s + self._settings.silence_seconds for time_s in times_s]
         due_s += [max(slot.retry_at_s, now_s + 0.1) for slot in self._slots if slot.current is None]
         due_s += [max(slot.replace_at_s, now_s + 0.1) for slot in self._slots]
+        due_s += [max(until_s, now_s + 0.1) for _, until_s in self._leaving]
         return min(max(min(due_s) - now_s, 0.005), _LONGEST_STEP_S)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from binance_funding import events
+from binance_funding import stream as stream_module
 from binance_funding.book import Book
 from binance_funding.clock import Clock
 from binance_funding.history import History
@@ -176,6 +177,37 @@ def test_old_connection_says_goodbye_only_after_the_successor_has_brought_data()
         assert old.closed_at_s is not None
         assert successor.opened_at_s < old.closed_at_s
         assert successor.messages_sent > 0
+
+
+def test_old_connection_that_hangs_is_broken_after_its_replacement() -> None:
+    """In the middle of a message that trickles in it cannot say goodbye: its socket and thread must go all the same."""
+    with (
+        Exchange(Market(**SMALL), tick_s=0.2) as exchange,
+        running(exchange.ws_url, STREAM_CONNECTIONS=1, CONNECTION_MAX_AGE_SECONDS=1, SILENCE_SECONDS=20) as stream,
+    ):
+        stream.wait_for_live(1)
+        old = exchange.live[0]
+        exchange.trickle(old)
+        eventually(lambda: stream.pool.replaced >= 1, "a planned replacement")
+        assert old.client_gone.wait(10)
+
+
+def test_successors_that_fail_are_tried_at_growing_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the old connection lives on proves nothing for the new ones."""
+    monkeypatch.setattr(stream_module, "_PROVEN_AFTER_S", 0.3)
+    with (
+        Exchange(Market(**SMALL), tick_s=0.1) as exchange,
+        running(
+            exchange.ws_url, STREAM_CONNECTIONS=1, CONNECTION_MAX_AGE_SECONDS=1, RECONNECT_MAX_SECONDS=60
+        ) as stream,
+    ):
+        stream.wait_for_live(1)
+        first = len(exchange.attempts)
+        exchange.refuse_handshakes(503)
+        exchange.wait(lambda: len(exchange.attempts) >= first + 7, what="seven attempts")
+        times_s = [attempt.at_s for attempt in exchange.attempts[first:]]
+        assert times_s[-1] - times_s[-2] > 1.4  # between half and all of 3.2 s, whatever chance says
+        assert stream.counts()[0] == 0
 
 
 def test_silence_counts_from_connecting_and_the_next_address_gets_its_turn() -> None:
