@@ -10,6 +10,7 @@ The story, in the order in which data flows:
   state_file.py  which is replaced atomically, for the HTTP server and everybody else
 """
 
+import gc
 import logging
 import os
 import sys
@@ -244,6 +245,8 @@ def main() -> int:
             rest=settings.binance_rest_url,
         ),
     )
+    # A tick brings thousands of records that live on, and no cycles: looking for some after every 700 is work in vain.
+    gc.set_threshold(400_000)
     return Daemon(settings).run()
 
 

@@ -28,19 +28,23 @@ def main() -> int:
     settings = service.start_program(SERVER, "Serve the newest Binance USD-M funding rates over HTTP.")
     answers = Answers(StateReader(settings.state_file), settings, Clock())
     try:
-        raise_file_limit(settings.api_max_connections)
+        fitting = raise_file_limit(settings.api_max_connections)
         server = HttpServer(
             settings.api_host,
             settings.api_port,
             answers,
             max_connections=settings.api_max_connections,
             epoch=answers.epoch,
+            alive=lambda: service.notify("WATCHDOG=1"),
+            alive_s=service.watchdog_interval_s(),
         )
     except OSError as error:
         words = (error.strerror or str(error)).lower()
         _log.error("API_HOST=%s API_PORT=%d cannot be listened on: %s", settings.api_host, settings.api_port, words)
         return EX_UNAVAILABLE
     service.on_signals(server.stop)
+    if fitting < settings.api_max_connections:
+        _log.warning("%s", events.line("few files", connections=fitting, cause="the limit of open files (ulimit -n)"))
     host, port = server.address[:2]
     _log.info(
         "%s",

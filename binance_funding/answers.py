@@ -3,6 +3,7 @@
 Ages are told anew for every request, at most a tenth of a second late; everything else once per change of the file.
 """
 
+import functools
 import gzip
 import hashlib
 import json
@@ -87,6 +88,27 @@ class View:
         return value if type(value) in (int, float) else None
 
 
+class _Body:
+    """A large body: compressed and named when first asked for."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    @functools.cached_property
+    def _compressed(self) -> bytes:
+        return gzip.compress(self._content, _GZIP_LEVEL, mtime=0)
+
+    @functools.cached_property
+    def tag(self) -> str:
+        return hashlib.blake2b(self._content, digest_size=12).hexdigest()
+
+    def as_accepted(self, request: Request) -> tuple[bytes, tuple[tuple[str, str], ...]]:
+        """Return the body as the client accepts it, and the header that says so."""
+        if _accepts_gzip(request.headers.get("accept-encoding", "")):
+            return self._compressed, (("Content-Encoding", "gzip"),)
+        return self._content, ()
+
+
 class Answers:
     """Answers requests from the state file. For the one thread of the HTTP server."""
 
@@ -96,7 +118,8 @@ class Answers:
         self._clock = clock
         self._view: View | None = None
         self._viewed_generation = -1
-        self._list: tuple[Hashable, bytes, bytes | None] | None = None
+        self._list: tuple[int, _Body] | None = None
+        self._metrics_body: _Body | None = None
         self._routes: dict[str, Callable[[Request, View, Moment], Response]] = {
             "/funding": self._all,
             "/funding/batch": self._batch,
@@ -130,7 +153,7 @@ class Answers:
             self._viewed_generation = self._reader.generation
             state = self._reader.state
             self._view = None if state is None else View(state, self._settings, self._clock)
-            self._list = None
+            self._list = self._metrics_body = None
         return self._view
 
     def _record(self, asked: str, view: View, now: Moment) -> dict[str, Any]:
@@ -174,21 +197,14 @@ class Answers:
             )
         stale = view.stale_count(now)
         if self._list is None or self._list[0] != stale:
-            self._list = stale, _dump(self._marked_listing(view, now) if stale else _listing(view)), None
-        _, body, compressed = self._list
-        etag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
-        headers = [_JSON, ("Vary", "Accept-Encoding"), ("Cache-Control", "max-age=1")]
-        if _accepts_gzip(request.headers.get("accept-encoding", "")):
-            if compressed is None:
-                compressed = gzip.compress(body, _GZIP_LEVEL, mtime=0)
-                self._list = stale, body, compressed
-            # Another representation, so another strong tag.
-            etag, body = etag[:-1] + '-gzip"', compressed
-            headers.append(("Content-Encoding", "gzip"))
-        headers.append(("ETag", etag))
+            self._list = stale, _Body(_dump(self._marked_listing(view, now) if stale else _listing(view)))
+        content, encoding = self._list[1].as_accepted(request)
+        # Another encoding is another representation, so it has another strong tag.
+        etag = f'"{self._list[1].tag}{"-gzip" if encoding else ""}"'
+        headers = (("Vary", "Accept-Encoding"), ("Cache-Control", "max-age=1"), ("ETag", etag))
         if _matches(request.headers.get("if-none-match", ""), etag):
-            return Response(304, b"", tuple(header for header in headers if not header[0].startswith("Content-")))
-        return Response(200, body, tuple(headers))
+            return Response(304, b"", headers)
+        return Response(200, content, (_JSON, *headers, *encoding))
 
     def _marked_listing(self, view: View, now: Moment) -> dict[str, Any]:
         """Return the listing with every stale record marked as such: none may pass for a fresh one."""
@@ -251,9 +267,12 @@ class Answers:
         gaps, history = view.state["gaps"], view.state["history"]
         return _json(200, report(gaps, history, now.wall_s, age_s, self._settings.stale_seconds), _NO_STORE)
 
-    def _metrics(self, _request: Request, view: View, _now: Moment) -> Response:
-        body = metrics.render(view.state).encode()
-        return Response(200, body, (("Content-Type", metrics.CONTENT_TYPE), _NO_STORE))
+    def _metrics(self, request: Request, view: View, _now: Moment) -> Response:
+        if self._metrics_body is None:
+            self._metrics_body = _Body(metrics.render(view.state).encode())
+        content, encoding = self._metrics_body.as_accepted(request)
+        headers = (("Content-Type", metrics.CONTENT_TYPE), ("Vary", "Accept-Encoding"), _NO_STORE, *encoding)
+        return Response(200, content, headers)
 
 
 _HEALTH_WITHOUT_FILE = (

@@ -106,6 +106,8 @@ class HttpServer:
     max_connections: when reached, the connection idle longest is closed for a new one; where none is idle, the new one
     gets 503. idle_s: limit for a connection without a request. request_s: limit for a request, from its first byte to
     its last; 408 beyond. write_s: limit for a client to take the answers to what it asked at once; reset beyond.
+
+    alive: called every alive_s while the loop goes round, requests or not; for a watchdog.
     """
 
     def __init__(
@@ -120,6 +122,8 @@ class HttpServer:
         request_s: float = 10.0,
         write_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
+        alive: Callable[[], None] = lambda: None,
+        alive_s: float | None = None,
     ) -> None:
         """Bind and listen. Port 0 takes any free one: see `address`. "::" serves IPv4 too.
 
@@ -130,12 +134,15 @@ class HttpServer:
         self._max_connections = max_connections
         self._clock = clock
         self._now_s = clock()
-        self._next_s = math.inf
         self._ready: dict[bytes, Answer] = {}
         self._ready_bytes = 0
         self._ready_for: tuple[Hashable, int] | None = None
         self._date = ""
         self._accept_again_s = math.inf
+        self._alive = alive
+        self._alive_every_s = math.inf if alive_s is None else alive_s
+        self._alive_next_s = math.inf if alive_s is None else -math.inf
+        self._next_s = self._alive_next_s
         self._quiet: dict[str, tuple[float, float]] = {}
 
         read, write = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -215,7 +222,10 @@ class HttpServer:
         if self._accept_again_s <= self._now_s:
             self._accept_again_s = math.inf
             self._selector.register(self._listener, selectors.EVENT_READ)
-        return min(next_s, self._accept_again_s)
+        if self._alive_next_s <= self._now_s:
+            self._alive_next_s = self._now_s + self._alive_every_s
+            self._alive()
+        return min(next_s, self._accept_again_s, self._alive_next_s)
 
     def _drain(self) -> None:
         """Take no more connections or requests, but let the answers already made reach their clients."""

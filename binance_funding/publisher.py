@@ -25,52 +25,55 @@ class Renderer:
     """Renders rates as members of `funding_state`; one that has not changed is not rendered again. For one thread."""
 
     def __init__(self) -> None:
-        self._texts: dict[str, tuple[FundingRate, str]] = {}
-        self._names: dict[str, str] = {}
+        self._members: dict[str, _Member] = {}
         self._wall_minus_steady_s = 0.0
         self._interval_hours: Mapping[str, int] = {}
 
     def render(
         self, rates: list[FundingRate], wall_minus_steady_s: float, interval_hours: Mapping[str, int]
-    ) -> list[str]:
-        """Return the texts of all rates, in their order."""
+    ) -> list[bytes]:
+        """Return the members for all rates, in their order."""
         stepped = abs(wall_minus_steady_s - self._wall_minus_steady_s) > _CLOCK_STEP_S
-        if stepped or interval_hours is not self._interval_hours or len(self._texts) > len(rates):
+        if stepped or interval_hours is not self._interval_hours or len(self._members) > len(rates):
             self._wall_minus_steady_s, self._interval_hours = wall_minus_steady_s, interval_hours
-            self._texts.clear()
-        known = self._texts
-        texts = []
+            self._members.clear()
+        members, texts = self._members, []
         for rate in rates:
-            symbol = rate[0]
-            rendered = known.get(symbol)
-            if rendered is None or rendered[0] is not rate:
-                rendered = known[symbol] = (rate, self._text(rate))
-            texts.append(rendered[1])
+            member = members.get(rate[0]) or self._new_member(rate[0])
+            if member.rate is not rate:
+                member.render(rate, self._wall_minus_steady_s)
+            texts.append(member.text)
         return texts
 
-    def _text(self, rate: FundingRate) -> str:
-        (
-            symbol,
+    def _new_member(self, symbol: str) -> "_Member":
+        hours = self._interval_hours.get(symbol, USUAL_INTERVAL_HOURS)
+        member = self._members[symbol] = _Member(json.dumps(symbol, ensure_ascii=False), hours)
+        return member
+
+
+class _Member:
+    """What of one symbol's member stays the same, and the member as it was rendered last."""
+
+    __slots__ = ("interval_hours", "name", "rate", "text")
+
+    def __init__(self, name: str, interval_hours: int) -> None:
+        self.name = name
+        self.interval_hours = interval_hours
+        self.rate: FundingRate | None = None
+        self.text = b""
+
+    def render(self, rate: FundingRate, wall_minus_steady_s: float) -> None:
+        self.rate = rate
+        _, funding_rate, mark_price, index_price, next_funding_time_ms, event_time_ms, source, received_s = rate
+        self.text = record_text(
+            self.name,
             funding_rate,
             mark_price,
             index_price,
             next_funding_time_ms,
             event_time_ms,
-            source,
-            received_s,
-        ) = rate
-        name = self._names.get(symbol)
-        if name is None:
-            name = self._names[symbol] = json.dumps(symbol, ensure_ascii=False)
-        return record_text(
-            name,
-            funding_rate,
-            mark_price,
-            index_price,
-            next_funding_time_ms,
-            event_time_ms,
-            received_s + self._wall_minus_steady_s,
-            self._interval_hours.get(symbol, USUAL_INTERVAL_HOURS),
+            received_s + wall_minus_steady_s,
+            self.interval_hours,
             source,
         )
 

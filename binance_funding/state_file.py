@@ -38,13 +38,14 @@ def record_text(
     updated_at_s: float,
     interval_hours: int,
     source: str,
-) -> str:
+) -> bytes:
     """Write one member of `funding_state`. The symbol comes as JSON text, rate and prices as JSON numbers."""
-    return (
+    text = (
         f'{symbol_text}:{{"fundingRate":{funding_rate},"markPrice":{mark_price},"indexPrice":{index_price},'
         f'"nextFundingTime":{next_funding_time_ms},"eventTime":{event_time_ms},"updatedAt":{updated_at_s:.3f},'
         f'"fundingIntervalHours":{interval_hours},"source":"{source}"}}'
     )
+    return text.encode()
 
 
 class StateFile:
@@ -74,10 +75,10 @@ class StateFile:
         with open(path, "w", encoding="ascii") as file:
             file.write(f"{os.getpid()}\n")
 
-    def write(self, records: Iterable[str], header: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
+    def write(self, records: Iterable[bytes], header: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
         """Replace the file by one of `header`, `funding_state` (texts of `record_text`) and `rest`. Raises OSError."""
-        before, after = _members(header), _members(rest)
-        content = f'{{{before},"funding_state":{{{",".join(records)}}},{after}}}\n'.encode()
+        # Joined as bytes: one symbol of other letters than ASCII would widen the text of all of them.
+        content = b'{%b,"funding_state":{%b},%b}\n' % (_members(header), b",".join(records), _members(rest))
         # The name is fixed, since the lock admits one writer: what a killed daemon left is simply overwritten.
         fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
         try:
@@ -93,8 +94,8 @@ class StateFile:
         os.replace(self._temporary, self.path)
 
 
-def _members(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))[1:-1]
+def _members(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))[1:-1].encode()
 
 
 def _write_all(fd: int, content: bytes) -> None:

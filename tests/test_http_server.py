@@ -1141,3 +1141,11 @@ def test_damaged_requests_end_in_correct_answers_or_a_clean_close(server: HttpSe
     assert FUZZ_REQUESTS / 20 < served < FUZZ_REQUESTS / 2, "the damage is not of a kind that tests much"
     with Client(server.address) as client:
         assert client.get().status == 200
+
+
+def test_the_watchdog_is_told_while_nobody_asks() -> None:
+    """Without a single request or connection, `alive` is called again and again."""
+    calls = threading.Semaphore(0)
+    with running(lambda _request: Response(200, b""), alive=calls.release, alive_s=0.05):
+        for _ in range(5):
+            assert calls.acquire(timeout=10)

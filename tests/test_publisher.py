@@ -36,9 +36,9 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def as_records(texts: list[str]) -> dict[str, Any]:
+def as_records(texts: list[bytes]) -> dict[str, Any]:
     """Parse rendered texts as they stand in the file."""
-    records: dict[str, Any] = json.loads("{" + ",".join(texts) + "}")
+    records: dict[str, Any] = json.loads(b"{" + b",".join(texts) + b"}")
     return records
 
 

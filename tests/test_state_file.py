@@ -76,7 +76,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state.json"
 
 
-def write(path: Path, *records: str, **members: Any) -> None:
+def write(path: Path, *records: bytes, **members: Any) -> None:
     """Write the file as a daemon does."""
     StateFile(str(path)).write(records or [RECORD], {**HEADER, **members}, REST)
 
@@ -255,7 +255,7 @@ file = StateFile(sys.argv[1])
 file.write([RECORD], HEADER, REST)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 try:
-    file.write([RECORD.replace('"A"', '"B%d"' % n) for n in range(100)], HEADER, REST)
+    file.write([RECORD.replace(b'"A"', b'"B%d"' % n) for n in range(100)], HEADER, REST)
 except OSError as error:
     print(error.errno)
 """
@@ -291,7 +291,7 @@ def test_a_full_disk_and_a_read_only_one_are_survived(tiny_disk: Path) -> None:
         while True:
             file.write(b"x" * 4096)
     with pytest.raises(OSError, match="No space left"):
-        write(path, *(RECORD.replace('"A"', f'"B{n}"') for n in range(100)))
+        write(path, *(RECORD.replace(b'"A"', b'"B%d"' % n) for n in range(100)))
     assert sorted(os.listdir(tiny_disk)) == ["ballast", "state.json"]
     assert list(read(str(path))["funding_state"]) == ["A"]
     subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
@@ -299,7 +299,7 @@ def test_a_full_disk_and_a_read_only_one_are_survived(tiny_disk: Path) -> None:
         write(path)
     subprocess.run(["mount", "-o", "remount,rw", tiny_disk], check=True)
     ballast.unlink()
-    write(path, RECORD.replace('"A"', '"C"'))
+    write(path, RECORD.replace(b'"A"', b'"C"'))
     assert list(read(str(path))["funding_state"]) == ["C"]
 
 
