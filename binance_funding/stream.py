@@ -33,8 +33,8 @@ _log = logging.getLogger(__name__)
 _PROVEN_AFTER_S = 60.0
 # In the long run no more than one attempt per this time over all connections; so many may come at once.
 _ATTEMPT_EVERY_S, _ATTEMPTS_AT_ONCE = 1.25, 8
-# Longest wait where nobody is there at all (refused, unreachable, no DNS): asking again burdens nobody, and the
-# exchange's return is noticed at once.
+# The wait where nobody is there at all (refused, unreachable, no DNS): asking again burdens nobody, the exchange's
+# return is noticed at once, and an outage does not count against the connection that ends it.
 _NOBODY_THERE_WAIT_S = 1.0
 _LONGEST_STEP_S = 1.0
 # A connection that was told to end may need so long for its goodbye; then it is broken, again and again until it ends.
@@ -303,9 +303,12 @@ class StreamPool:
     def _plan_retry(self, slot: _Slot, connection: Connection, ending: Ending, now_s: float) -> float:
         """Decide when and where the slot tries next; return the wait in seconds."""
         self.last_error = ending.cause
-        wait_s = max(self._backoff_s(slot, ending), ending.wait_s)
+        # The time it lived counts: what matters to the exchange is how often it is asked.
+        lived_s = now_s - connection.started_s
+        least_s = self._jittered(self._settings.reconnect_min_seconds)
+        wait_s = max(self._backoff_s(slot, ending) - lived_s, least_s, ending.wait_s)
         slot.retry_at_s = now_s + wait_s
-        slot.failures += 1
+        slot.failures += not ending.nobody_there
         slot.failed_at_s = now_s
         slot.retrying = True
         if ending.wait_s:
@@ -346,9 +349,12 @@ class StreamPool:
 
     def _backoff_s(self, slot: _Slot, ending: Ending) -> float:
         least_s, most_s = self._settings.reconnect_min_seconds, self._settings.reconnect_max_seconds
+        wait_s = least_s * 2.0 ** min(slot.failures, 30)
         if ending.nobody_there:
-            most_s = max(least_s, min(most_s, _NOBODY_THERE_WAIT_S))
-        wait_s = min(most_s, least_s * 2.0 ** min(slot.failures, 30))
+            wait_s = max(least_s, _NOBODY_THERE_WAIT_S)
+        return self._jittered(min(wait_s, most_s))
+
+    def _jittered(self, wait_s: float) -> float:
         return self._uniform(wait_s / 2, wait_s)
 
     def _may_attempt(self, now_s: float) -> bool:

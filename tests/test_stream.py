@@ -286,6 +286,11 @@ def test_all_lost_at_once_recovers_when_the_exchange_is_back() -> None:
         threading.Event().wait(8)
         exchange.up()
         eventually(stream.pool.live, "data again", within_s=5)
+        # Nor does the outage count against the connections that ended it.
+        stream.wait_for_live()
+        exchange.reset()
+        eventually(lambda: stream.pool.lost >= 4, "both lost again")
+        eventually(stream.pool.live, "data again", within_s=5)
 
 
 def test_message_of_40_mb_costs_the_connection_not_the_memory() -> None:
