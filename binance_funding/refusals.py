@@ -14,6 +14,8 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 LONGEST_BAN_S = 3 * 86_400
+# The longest that any other refusal is believed: it is no ban, and may be over sooner than it thought.
+_LONGEST_PAUSE_S = 600.0
 _BAN_WITHOUT_END_S = 120.0
 _BANNED_UNTIL = re.compile(r"banned until ([0-9]{13})")
 
@@ -41,10 +43,12 @@ def explain(status: int, headers: Mapping[str, str], body: str, wall_s: float) -
 
 
 def _wait_s(status: int, headers: Mapping[str, str], body: str, wall_s: float) -> float:
-    asked_s = _retry_after_s(headers, wall_s)
-    if asked_s is None and status in (418, 429):
+    asked_s = _retry_after_s(headers, wall_s) or 0.0
+    if status not in (418, 429):
+        return min(max(asked_s, 0.0), _LONGEST_PAUSE_S)
+    if asked_s <= 0:
         asked_s = _ban_s(status, headers, body, wall_s)
-    return min(max(asked_s or 0.0, 0.0), LONGEST_BAN_S)
+    return min(max(asked_s, 0.0), LONGEST_BAN_S)
 
 
 def _retry_after_s(headers: Mapping[str, str], wall_s: float) -> float | None:
@@ -58,7 +62,7 @@ def _retry_after_s(headers: Mapping[str, str], wall_s: float) -> float | None:
 def _ban_s(status: int, headers: Mapping[str, str], body: str, wall_s: float) -> float:
     now_s = _server_time_s(headers, wall_s)
     named = _BANNED_UNTIL.search(body)
-    if named:
+    if named and int(named[1]) / 1000 > now_s:
         return int(named[1]) / 1000 - now_s
     return 60 - math.fmod(now_s, 60) if status == 429 else _BAN_WITHOUT_END_S
 

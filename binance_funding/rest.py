@@ -19,6 +19,7 @@ import urllib3.exceptions
 
 from . import events, refusals
 from .book import Book
+from .breakable import Sockets, breakable_session
 from .clock import Clock, Moment
 from .comparison import Comparison
 from .history import History
@@ -34,6 +35,7 @@ _LARGEST_ANSWER_BYTES = 32 * 1024 * 1024
 # Where Binance refuses without saying for how long (firewall, country), the wait doubles up to this.
 _LONGEST_UNTOLD_WAIT_S = 300.0
 _LONGEST_STEP_S = 1.0
+_LONGEST_WORDS = 300
 _REFUSED, _FAILED = "REST refused", "REST failed"
 _UNTOLD = ("403", "451")
 _KNOWN_STATUSES = ("403", "418", "429", "451", "connection", "malformed", "timeout")
@@ -55,18 +57,27 @@ class RestClient:
         self._base_url = base_url
         self._timeout_s = timeout_s
         self._clock = clock
-        self._session = requests.Session()
+        self._sockets = Sockets()
+        self._session = breakable_session(self._sockets)
 
     def get(self, path: str) -> bytes:
         """Return the body of a successful answer; blocks for at most about twice the timeout. Raises RestError."""
         deadline_s = self._clock.steady_s() + self._timeout_s
+        # What trickles in anywhere but in the body never comes to the deadline of `_read`.
+        late = threading.Timer(2 * self._timeout_s, self._sockets.break_off)
+        late.name, late.daemon = "rest-deadline", True
+        late.start()
         try:
             with self._session.get(
                 self._base_url + path, timeout=self._timeout_s, stream=True, allow_redirects=False
             ) as response:
                 body = self._read(response, deadline_s)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise RestError(_describe(error), _kind(error)) from error
+            if self._clock.steady_s() > deadline_s:
+                raise RestError("no answer in time", "timeout") from error
+            raise RestError(_describe(error)[:_LONGEST_WORDS], _kind(error)) from error
+        finally:
+            late.cancel()
         if response.status_code != 200:
             refusal = refusals.explain(
                 response.status_code, response.headers, body.decode("utf-8", "replace"), self._clock.wall_s()
@@ -84,6 +95,9 @@ class RestClient:
                 raise RestError(f"answer of more than {_LARGEST_ANSWER_BYTES >> 20} MiB", "malformed")
             if self._clock.steady_s() > deadline_s:
                 raise RestError(f"answer not complete within {self._timeout_s:g} s", "timeout")
+        if self._clock.steady_s() > deadline_s:
+            # Broken off amid headers or chunks, which looks like an end.
+            raise RestError("no answer in time", "timeout")
         return b"".join(chunks)
 
     def close(self) -> None:
@@ -179,8 +193,7 @@ class RestPoller:
         wait_s = self._due_s() - self.progress_s
         if wait_s > 0:
             return min(wait_s, self._time_to_fallback_s(), _LONGEST_STEP_S)
-        self._poll()
-        if self._clock.steady_s() >= max(self._funding_info_due_s, self._paused_until_s):
+        if self._poll() and self._clock.steady_s() >= self._funding_info_due_s:
             self._ask_funding_info()
         return 0.0
 
@@ -201,7 +214,7 @@ class RestPoller:
         if self._started_s is None:
             return self._paused_until_s
         interval_s = self._settings.rest_poll_seconds
-        if self.fallback_active or self._book.age_s() > self._settings.stale_seconds:
+        if self.fallback_active or self._book.age_s() > self._settings.stale_seconds or not self._book.counts().symbols:
             # It is the answer that should come that often: asked on time, it would come late by its own duration.
             interval_s = self._settings.rest_fallback_seconds
             interval_s -= min(interval_s / 4, self._took_s + interval_s / 50)
@@ -224,8 +237,8 @@ class RestPoller:
         else:
             _log.warning("%s", events.line("fallback off", stream_age_s=age_s, lasted_s=now_s - self._fallback_since_s))
 
-    def _poll(self) -> None:
-        """Ask for one snapshot, compare and merge it."""
+    def _poll(self) -> bool:
+        """Ask for one snapshot, compare and merge it; return whether it could be used."""
         self._started_s = self._clock.steady_s()
         self.polls += 1
         try:
@@ -234,7 +247,7 @@ class RestPoller:
             decoded = decode_premium_index(body, received)
         except (RestError, MalformedMessage) as error:
             self._note_error(error)
-            return
+            return False
         self._took_s = received.steady_s - self._started_s
         self._note_success(received)
         if decoded.rejected:
@@ -244,9 +257,10 @@ class RestPoller:
         counted = {name: result[name] for name in ("compared", "mismatched")}
         self._history.count(received.wall_s, runs=1, **counted)
         self._book.merge(decoded.rates)
+        return True
 
     def _note_success(self, received: Moment) -> None:
-        self.last_success_wall_s = received.wall_s
+        self.last_success_wall_s = round(received.wall_s, 3)
         self._refused_in_a_row = 0
         lasted_s = [self._repeats.over(event) for event in (_REFUSED, _FAILED)]
         if any(lasted_s):
@@ -266,7 +280,7 @@ class RestPoller:
         self.errors[status] += 1
         self.last_error = str(error)
         event = _REFUSED if status.isdigit() else _FAILED
-        self._repeats.tell(event, str(error), next_in_s=max(0.0, self._due_s() - now_s))
+        self._repeats.tell(event, str(error), next_in_s=round(max(0.0, self._due_s() - now_s), 1))
 
     def _ask_funding_info(self) -> None:
         """Refresh the funding intervals; on failure the last known ones stay in force."""

@@ -93,9 +93,15 @@ def test_no_wait_is_longer_than_the_longest_ban(headers: dict[str, str], body: s
 @pytest.mark.parametrize(
     ("headers", "body"), [({"retry-after": http_date(WALL_S - 90)}, ""), ({}, BAN % int((WALL_S - 90) * 1000))]
 )
-def test_a_time_that_is_over_asks_for_no_wait(headers: dict[str, str], body: str) -> None:
-    """Never a negative one."""
-    assert explain(418, headers, body, WALL_S).wait_s == 0
+def test_a_time_that_is_over_is_as_none(headers: dict[str, str], body: str) -> None:
+    """A ban that refuses right now is not over, whatever it says: the usual two minutes."""
+    assert explain(418, headers, body, WALL_S).wait_s == 120
+    assert explain(503, headers, body, WALL_S).wait_s == 0
+
+
+def test_what_is_no_ban_silences_nobody_for_days() -> None:
+    """A gateway's Retry-After of a year is believed for ten minutes."""
+    assert explain(503, {"retry-after": "31536000"}, "", WALL_S).wait_s == 600
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-5", "1.5", "1e9", "\uff11\uff10", "0x10", "9999999999", ", , ,", "1,2"])
