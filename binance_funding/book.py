@@ -1,6 +1,7 @@
 """The newest funding rate of each symbol, whichever source brought it; how fresh the whole is, and its gaps."""
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -8,12 +9,14 @@ from typing import NamedTuple
 from . import events
 from .clock import Clock
 from .history import GAP_SECONDS, History
-from .rates import STREAM, FundingRate
+from .rates import STREAM, FundingRate, usual_event_time_ms
 
 _log = logging.getLogger(__name__)
 
 # A symbol that nothing has brought for so long has left the market.
 _FORGET_S = 86_400
+# Seventy times today's market: what claims to be more is a fault, and kept for a day it would fill the memory.
+_MOST_SYMBOLS = 65_536
 # Smoothing of the clock offset; a jump larger than the second number is a clock that was set, not noise.
 _OFFSET_WEIGHT, _OFFSET_JUMP_S = 0.1, 1.0
 
@@ -35,7 +38,7 @@ class Book:
         """Start empty. `trouble` names what is wrong with the sources at the moment, for the cause of a gap."""
         self._clock = clock
         self._history = history
-        self._silence_s = silence_s
+        self._silence_s = min(silence_s, stale_s)  # stale data never keeps REST out
         self._stale_s = stale_s
         self._trouble = trouble
         self._started_s = clock.steady_s()
@@ -44,6 +47,7 @@ class Book:
         self._from_stream: dict[str, FundingRate] = {}
         # Last event times of forgotten symbols: REST may repeat a dead symbol's last row for ever.
         self._departed: dict[str, int] = {}
+        self._full = False
         self._advanced_s: float | None = None
         self._stream_advanced_s: float | None = None
         self._not_running = False
@@ -76,7 +80,7 @@ class Book:
         for rate in rates:
             symbol = rate.symbol
             known = newest.get(symbol)
-            newest_ms = self._departed.get(symbol, 0) if known is None else known.event_time_ms
+            newest_ms = self._admitted_after_ms(symbol) if known is None else known.event_time_ms
             if newest_ms < rate.event_time_ms:
                 newest[symbol] = from_stream[symbol] = rate
                 merged += 1
@@ -87,7 +91,7 @@ class Book:
         for rate in rates:
             known = self._newest.get(rate.symbol)
             if known is None:
-                is_newer = rate.event_time_ms > self._departed.get(rate.symbol, 0)
+                is_newer = rate.event_time_ms > self._admitted_after_ms(rate.symbol)
             else:
                 left_to_stream = known.source == STREAM and received_s - known.received_s <= self._silence_s
                 is_newer = rate.event_time_ms > known.event_time_ms and not left_to_stream
@@ -95,6 +99,15 @@ class Book:
                 self._newest[rate.symbol] = rate
                 merged += 1
         return merged
+
+    def _admitted_after_ms(self, symbol: str) -> float:
+        """Return the event time that a row of a symbol not in the book must exceed."""
+        if len(self._newest) < _MOST_SYMBOLS:
+            return self._departed.get(symbol, 0)
+        if not self._full:
+            self._full = True
+            _log.error("%s", events.line("too many symbols", most=_MOST_SYMBOLS, next="new ones are left out"))
+        return math.inf
 
     def _note_advance(self, source: str, received_s: float) -> None:
         age_s = received_s - (self._started_s if self._advanced_s is None else self._advanced_s)
@@ -120,18 +133,22 @@ class Book:
             return
         now = self._clock.now()
         received_wall_s = now.wall_s - (now.steady_s - received_s)
-        offset_s = max(rate.event_time_ms for rate in rates) / 1000 - received_wall_s
+        offset_s = usual_event_time_ms(rates) / 1000 - received_wall_s
         smoothed_s = self._clock_offset_s
         if smoothed_s is None or abs(offset_s - smoothed_s) > _OFFSET_JUMP_S:
             smoothed_s = offset_s
         self._clock_offset_s = smoothed_s + _OFFSET_WEIGHT * (offset_s - smoothed_s)
 
-    def take_over(self, rates: Iterable[FundingRate], down_s: float) -> None:
-        """Start with what an earlier daemon left, with its old times; it stopped writing `down_s` seconds ago."""
+    def take_over(self, rates: Iterable[FundingRate], down_s: float, started_s: float | None = None) -> None:
+        """Start with what an earlier daemon left, with its old times.
+
+        It started at `started_s` (steady time), since when nothing had come if it left no rates, and stopped writing
+        `down_s` seconds ago.
+        """
         with self._lock:
             self._newest = {rate.symbol: rate for rate in rates}
             self._from_stream = {rate.symbol: rate for rate in self._newest.values() if rate.source == STREAM}
-            self._advanced_s = max((rate.received_s for rate in self._newest.values()), default=None)
+            self._advanced_s = max((rate.received_s for rate in self._newest.values()), default=started_s)
             self._not_running = down_s > GAP_SECONDS
 
     def forget_departed(self) -> int:
@@ -139,6 +156,8 @@ class Book:
         oldest_s = self._clock.steady_s() - _FORGET_S
         with self._lock:
             departed = [rate.symbol for rate in self._newest.values() if rate.received_s < oldest_s]
+            if len(self._departed) > _MOST_SYMBOLS:
+                self._departed.clear()
             for symbol in departed:
                 self._departed[symbol] = self._newest.pop(symbol).event_time_ms
                 self._from_stream.pop(symbol, None)

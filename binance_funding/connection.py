@@ -20,10 +20,13 @@ from .clock import Clock
 
 _log = logging.getLogger(__name__)
 
-# Twenty times what the whole market takes today; a larger message is a fault, and parsing it would take all memory.
+# Room for a hundred times today's market; a larger message is a fault, and parsing it would take all memory.
 _LARGEST_MESSAGE_BYTES = 16 * 1024 * 1024
 # How often a blocked read looks whether it should close. What was half received by then is kept by the library.
 _READ_TIMEOUT_S = 0.5
+
+# What the other side sent may be quoted in a cause, which goes into the log, the state file and systemd's status.
+_LONGEST_CAUSE = 300
 
 _NOBODY_THERE = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN}
 
@@ -59,8 +62,12 @@ class _BoundedWebSocket(websocket.WebSocket):
         # The decoder checks UTF-8 itself: the library's check is pure Python and costs 25 times the parsing.
         super().__init__(enable_multithread=True, skip_utf8_validation=True)
         self.message_bytes = 0
+        self.given_up = False
 
     def _recv(self, bufsize: int) -> bytes:
+        if self.given_up:
+            # Megabytes of tiny fragments may still wait in the kernel, and the library would read them all.
+            raise websocket.WebSocketConnectionClosedException("given up")
         received: bytes = super()._recv(bufsize)  # type: ignore[no-untyped-call]
         self.message_bytes += len(received)
         if self.message_bytes > _LARGEST_MESSAGE_BYTES:
@@ -81,7 +88,7 @@ class Connection:
         connect_timeout_s: float,
         on_change: Callable[[], None],
     ) -> None:
-        """Open nothing yet. `take` gets each text message and returns its newest event time in ms, 0 if it has none;
+        """Open nothing yet. `take` gets each message and returns its usual event time in ms, 0 if it has none;
         `on_change` is called (in the connection's thread) after the first mark prices and after the end.
         """
         self.number = number
@@ -90,6 +97,8 @@ class Connection:
         self.opened_s: float | None = None
         self.proven_s: float | None = None
         """Steady time of the first usable mark prices."""
+        self.settled = False
+        """Set by the supervisor when it has taken note of the first mark prices."""
         self.fresh_s: float | None = None
         """Steady time at which the event time of its mark prices last advanced."""
         self.ending: Ending | None = None
@@ -112,7 +121,7 @@ class Connection:
             ending = _explain(error, self.opened_s is not None, self._clock.wall_s())
         finally:
             self._websocket.shutdown()
-            self.ending = ending
+            self.ending = ending._replace(cause=ending.cause[:_LONGEST_CAUSE])
             self._on_change()
 
     def close(self) -> None:
@@ -122,6 +131,7 @@ class Connection:
     def abort(self) -> None:
         """Break the connection at once, whatever it is doing; returns at once. From any thread, more than once."""
         self._closing.set()
+        self._websocket.given_up = True
         sock = self._websocket.sock
         if sock is None:
             return
@@ -137,9 +147,12 @@ class Connection:
 
     def _connect(self) -> None:
         try:
-            self._websocket.connect(self.url, timeout=self._connect_timeout_s, suppress_origin=True)
-        except (ValueError, IndexError) as error:
-            # The library parses the status line and headers without checking them first.
+            # Redirects are not followed: each would be an attempt that nobody counts, to wherever the answer says.
+            self._websocket.connect(self.url, timeout=self._connect_timeout_s, suppress_origin=True, redirect_limit=0)
+        except (websocket.WebSocketException, OSError):
+            raise
+        except Exception as error:
+            # The library parses status line, headers and cookies without checking them first: anything may come out.
             raise websocket.WebSocketProtocolException(f"the handshake's answer is not HTTP ({error})") from error
         self.opened_s = self._clock.steady_s()
         self._websocket.settimeout(_READ_TIMEOUT_S)
@@ -183,7 +196,7 @@ def _explain(error: Exception, opened: bool, wall_s: float) -> Ending:
     if isinstance(error, websocket.WebSocketBadStatusException):
         return _refused(error, wall_s)
     if isinstance(error, websocket.WebSocketAddressException):
-        return Ending(f"DNS: the host name cannot be resolved ({error})", nobody_there=True)
+        return Ending("DNS: the host name cannot be resolved", nobody_there=True)
     if isinstance(error, ssl.SSLError) or isinstance(error.__cause__, ssl.SSLError):
         return Ending(f"TLS: {error}")
     if isinstance(error, (websocket.WebSocketTimeoutException, TimeoutError)):
@@ -196,6 +209,8 @@ def _explain(error: Exception, opened: bool, wall_s: float) -> Ending:
 
 
 def _refused(error: websocket.WebSocketBadStatusException, wall_s: float) -> Ending:
+    if error.status_code is None:
+        return Ending("protocol error: the handshake's answer has no status line")
     headers = {name.lower(): value for name, value in (error.resp_headers or {}).items()}
     body = (error.resp_body or b"").decode("utf-8", "replace")
     refusal = refusals.explain(error.status_code, headers, body, wall_s)

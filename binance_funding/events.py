@@ -29,12 +29,12 @@ class _Trouble:
 
 
 class Repeats:
-    """Tells a lasting trouble once, then after 2, 4, 8 ... minutes (at most hourly), until it is over.
+    """Tells a lasting trouble once, then after 10, 20, 40 ... minutes (at most hourly), until it is over.
 
     A cause not yet heard of in the same trouble is told at once, up to a limit. Safe to call from any thread.
     """
 
-    _FIRST_WAIT_S = 120.0
+    _FIRST_WAIT_S = 600.0
     _LONGEST_WAIT_S = 3600.0
     _CAUSES = 4
 

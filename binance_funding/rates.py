@@ -12,7 +12,7 @@ Facts of the exchange, as of November 2026:
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from .clock import Moment
@@ -117,6 +117,12 @@ def decode_funding_info(body: bytes) -> dict[str, int]:
 def latest_event_time_ms(now: Moment) -> float:
     """Return the event time beyond which a row is nonsense: let in, it would block its symbol until then."""
     return (now.wall_s + _LATEST_EVENT_AHEAD_S) * 1000
+
+
+def usual_event_time_ms(rates: Sequence[FundingRate]) -> int:
+    """Return the median event time of a message, 0 if it is empty: one absurd row must not speak for the others."""
+    times_ms = sorted([rate.event_time_ms for rate in rates])
+    return times_ms[len(times_ms) // 2] if times_ms else 0
 
 
 def _refuse_constant(name: str) -> NoReturn:

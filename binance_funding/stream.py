@@ -24,7 +24,7 @@ from .book import Book
 from .clock import Clock
 from .connection import Connection, Ending
 from .history import History
-from .rates import MalformedMessage, decode_stream
+from .rates import MalformedMessage, decode_stream, usual_event_time_ms
 from .settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -37,6 +37,10 @@ _ATTEMPT_EVERY_S, _ATTEMPTS_AT_ONCE = 1.25, 8
 # return is noticed at once, and an outage does not count against the connection that ends it.
 _NOBODY_THERE_WAIT_S = 1.0
 _LONGEST_STEP_S = 1.0
+# Held up for longer (SIGSTOP, suspend, a starved host), what came meanwhile is unread: silence is counted anew.
+_HELD_UP_S = 5.0
+# So many losses in a row are told one by one; what then goes on is told at growing intervals.
+_LOSSES_TOLD = 2
 # A connection that was told to end may need so long for its goodbye; then it is broken, again and again until it ends.
 _GOODBYE_S = 1.0
 
@@ -63,14 +67,14 @@ class Feed:
         self.last_message_wall_s: float | None = None
 
     def take(self, payload: bytes) -> int:
-        """Merge one message into the book; return its newest event time in ms, 0 if it holds no usable mark price."""
+        """Merge one message into the book; return its usual event time in ms, 0 if it holds no usable mark price."""
         received = self._clock.now()
         with self._lock:
             self.messages += 1
-            self.last_message_wall_s = received.wall_s
-            for known, newest_event_ms in self._recent:
+            self.last_message_wall_s = round(received.wall_s, 3)
+            for known, event_ms in self._recent:
                 if known == payload:
-                    return newest_event_ms
+                    return event_ms
             try:
                 decoded = decode_stream(payload, received)
             except MalformedMessage as fault:
@@ -80,9 +84,9 @@ class Feed:
                 self.rejected_rows += decoded.rejected
                 self._repeats.tell("rejected rows", decoded.first_fault, total=self.rejected_rows)
             self._book.merge(decoded.rates)
-            newest_event_ms = max((rate.event_time_ms for rate in decoded.rates), default=0)
-            self._recent.append((payload, newest_event_ms))
-            return newest_event_ms
+            event_ms = usual_event_time_ms(decoded.rates)
+            self._recent.append((payload, event_ms))
+            return event_ms
 
 
 @dataclass
@@ -98,6 +102,9 @@ class _Slot:
     retry_at_s: float = 0.0
     replace_at_s: float = math.inf
     retrying: bool = False
+    losses: int = 0
+    """How many in a row, without a connection that proved itself in between."""
+    unsteady: bool = False
 
 
 class StreamPool:
@@ -128,6 +135,7 @@ class StreamPool:
         self._attempts_counted_s = clock.steady_s()
         self._paused_until_s = 0.0
         self._proven_url: str | None = None
+        self._resumed_s = -math.inf
         self.progress_s = clock.steady_s()
         """Steady time at which the supervising thread last went round."""
         self.attempts = 0
@@ -147,6 +155,9 @@ class StreamPool:
 
     def step(self) -> None:
         """Look after every connection once. For the supervising thread; never blocks."""
+        now_s = self._clock.steady_s()
+        if now_s - self.progress_s > _HELD_UP_S:
+            self._resumed_s = now_s
         for slot in self._slots:
             self._look_after(slot)
         self._see_off()
@@ -167,7 +178,7 @@ class StreamPool:
         return [
             connection
             for connection in self._connections()
-            if connection.fresh_s is not None and connection.ending is None and connection.idle_s(now_s) <= silence_s
+            if connection.settled and connection.ending is None and connection.idle_s(now_s) <= silence_s
         ]
 
     def status(self) -> dict[str, Any]:
@@ -225,7 +236,9 @@ class StreamPool:
         elif connection.proven_s is not None and slot.replace_at_s == math.inf:
             self._settle(slot, connection, now_s)
         elif connection.proven_s is not None and slot.failed_at_s < connection.proven_s <= now_s - _PROVEN_AFTER_S:
-            slot.failures = 0
+            slot.failures = slot.losses = 0
+            if slot.unsteady:
+                self._note_steady(slot)
 
     def _check_successor(self, slot: _Slot, successor: Connection, now_s: float) -> None:
         ending = self._ending(successor, now_s)
@@ -242,7 +255,7 @@ class StreamPool:
         if connection.ending is not None:
             return connection.ending
         silence_s = self._settings.silence_seconds
-        if connection.idle_s(now_s) <= silence_s:
+        if min(connection.idle_s(now_s), now_s - self._resumed_s) <= silence_s:
             return None
         connection.abort()
         self._leaving.append((connection, now_s))
@@ -273,10 +286,12 @@ class StreamPool:
 
     def _settle(self, slot: _Slot, connection: Connection, now_s: float) -> None:
         """A connection has brought its first mark prices."""
-        self.last_connected_wall_s = self._clock.wall_s()
+        self.last_connected_wall_s = round(self._clock.wall_s(), 3)
         self._proven_url = connection.url
+        connection.settled = True
         slot.replace_at_s = self._replacement_time_s(slot, now_s)
-        _log.info(
+        _log.log(
+            logging.DEBUG if slot.unsteady else logging.INFO,
             "%s",
             events.line(
                 "connected",
@@ -312,7 +327,7 @@ class StreamPool:
         slot.failed_at_s = now_s
         slot.retrying = True
         if ending.wait_s:
-            self._paused_until_s = now_s + ending.wait_s
+            self._paused_until_s = max(self._paused_until_s, now_s + ending.wait_s)
         if connection.proven_s is None:
             slot.candidate = self._next_candidate(slot.candidate, elsewhere=ending.nobody_there)
         return wait_s
@@ -345,7 +360,22 @@ class StreamPool:
             "live": len(self.live()),
             "url": connection.url,
         }
-        _log.warning("%s", events.line("silent" if ending.silent else "lost", cause=ending.cause, **facts))
+        event = "silent" if ending.silent else "lost"
+        # A loss is an event; one after the other, without any connection proving itself in between, is one trouble.
+        slot.losses += 1
+        slot.unsteady = slot.losses > _LOSSES_TOLD
+        if slot.unsteady:
+            self._repeats.tell(f"{event} again", ending.cause, logging.WARNING, **facts)
+        else:
+            _log.warning("%s", events.line(event, cause=ending.cause, **facts))
+
+    def _note_steady(self, slot: _Slot) -> None:
+        slot.unsteady = False
+        if any(other.unsteady for other in self._slots):
+            return
+        lasted_s = [self._repeats.over(event) for event in ("silent again", "lost again")]
+        if any(lasted_s):
+            _log.info("%s", events.line("stream steady", after_s=max(filter(None, lasted_s))))
 
     def _backoff_s(self, slot: _Slot, ending: Ending) -> float:
         least_s, most_s = self._settings.reconnect_min_seconds, self._settings.reconnect_max_seconds

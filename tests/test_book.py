@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from binance_funding import book as book_module
 from binance_funding.book import Book
 from binance_funding.history import History
 from binance_funding.rates import REST, STREAM, FundingRate
@@ -281,6 +282,28 @@ def test_data_ages_are_noted_for_the_report(desk: Desk) -> None:
     desk.time.advance(3)
     desk.merge(STREAM, A=3)
     assert [bucket["worst"] for bucket in desk.history.to_json(desk.time.wall_s)[1]] == [4.25]
+
+
+def test_one_row_from_the_future_does_not_speak_for_the_others(desk: Desk) -> None:
+    """The clock is judged by the usual event time of a message."""
+    desk.merge(STREAM, A=EVENT_MS, B=EVENT_MS, C=EVENT_MS + 80_000_000)
+    assert desk.book.clock_offset_s() == pytest.approx(0)
+
+
+def test_stale_stream_rows_never_keep_rest_out(desk: Desk) -> None:
+    """However long silence is allowed to last, REST may replace what is stale."""
+    book = Book(desk.time.clock, History(), silence_s=10_000, stale_s=180, trouble=str)
+    book.merge([rate("A", event_time_ms=EVENT_MS, received_s=STEADY_S, source=STREAM)])
+    assert book.merge([rate("A", event_time_ms=EVENT_MS + 1, received_s=STEADY_S + 100, source=REST)]) == 0
+    assert book.merge([rate("A", event_time_ms=EVENT_MS + 1, received_s=STEADY_S + 181, source=REST)]) == 1
+
+
+def test_a_flood_of_symbols_does_not_fill_the_memory(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond what any market has, new symbols are left out, known ones go on, and one line says so."""
+    monkeypatch.setattr(book_module, "_MOST_SYMBOLS", 3)
+    desk.merge(STREAM, A=1, B=1, C=1, D=1, E=1)
+    desk.merge(STREAM, A=2, E=2)
+    assert {rate.symbol: rate.event_time_ms for rate in desk.book.rates()} == {"A": 2, "B": 1, "C": 1}
 
 
 def test_the_clock_offset_is_that_of_the_newest_event(desk: Desk) -> None:

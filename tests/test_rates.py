@@ -434,5 +434,5 @@ def test_a_malformed_row_of_funding_intervals_costs_itself_only() -> None:
 )
 def test_funding_intervals_of_another_shape_are_refused(body: bytes) -> None:
     """No usable row must not pass for "all back to 8 h": the last known ones stay in force."""
-    with pytest.raises(MalformedMessage, match="no (funding intervals|list) in "):
+    with pytest.raises(MalformedMessage, match=r"no (funding intervals|list) in "):
         decode_funding_info(body)

@@ -1,6 +1,7 @@
 """The stream side in this process: real sockets to the simulated exchange, its decisions under a fake clock."""
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -141,7 +142,7 @@ def test_24_hour_cut_of_all_connections_misses_no_update_thanks_to_planned_repla
 def test_replacements_are_spread_over_the_age() -> None:
     """Two connections opened together are not replaced together."""
     with Exchange(Market(**SMALL), tick_s=0.1) as exchange, running(exchange.ws_url) as stream:
-        stream.wait_for_live()
+        eventually(lambda: all(slot.replace_at_s < math.inf for slot in stream.pool._slots), "both planned")
         times_s = sorted(slot.replace_at_s for slot in stream.pool._slots)
         assert times_s[1] - times_s[0] >= 0.2 * stream.settings.connection_max_age_seconds
 
@@ -295,7 +296,7 @@ def test_all_lost_at_once_recovers_when_the_exchange_is_back() -> None:
 
 def test_message_of_40_mb_costs_the_connection_not_the_memory() -> None:
     """It is given up while it is being received, and the connection replaced."""
-    with Exchange(Market(**SMALL), tick_s=0.2) as exchange, running(exchange.ws_url) as stream:
+    with Exchange(Market(**SMALL), tick_s=0.2) as exchange, running(exchange.ws_url, SILENCE_SECONDS=30) as stream:
         stream.wait_for_live()
         exchange.send_huge(40_000_000, 0)
         eventually(lambda: "MiB" in (stream.pool.last_error or ""), "the message refused")
