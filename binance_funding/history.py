@@ -47,8 +47,9 @@ class History:
     def to_json(self, wall_s: float) -> tuple[list[dict[str, Any]], list[dict[str, float]]]:
         """Return gaps and quarter hours of the last 24 h, ready for the state file; what is older is forgotten."""
         with self._lock:
-            # What lies in the future was noted while the clock was ahead; it would be counted until then.
-            oldest_s, latest_s = wall_s - WINDOW_S, wall_s + _BUCKET_S
+            # What lies far in the future was noted by a clock that was wrong, and would be counted until then; what
+            # lies less far may have been noted before somebody set the clock back a little.
+            oldest_s, latest_s = wall_s - WINDOW_S, wall_s + WINDOW_S
             self._buckets = {
                 start: bucket
                 for start, bucket in self._buckets.items()

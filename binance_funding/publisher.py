@@ -79,7 +79,7 @@ class _Member:
 
 
 class Publisher:
-    """Writes the state file. `progress_s` and `written_s` may be read from any thread."""
+    """Writes the state file. `progress_s` may be read from any thread."""
 
     def __init__(
         self,

@@ -18,9 +18,10 @@ VERSION = 1
 
 _LARGEST_BYTES = 256 * 1024 * 1024
 _MODE = 0o644  # every local program may read it, whoever it runs as and whatever the umask
+_LOCK_MODE = 0o600  # whoever may open the lock may hold it, and keep the daemon from starting
 
 
-class AlreadyRunning(Exception):
+class AlreadyRunning(OSError):
     """Another daemon holds the state file; the text names its pid."""
 
 
@@ -64,7 +65,7 @@ class StateFile:
         """
         path = self.path + ".lock"
         # Held open for reading only: a file open for writing would keep the file system from being remounted.
-        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, _MODE)
+        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, _LOCK_MODE)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -75,23 +76,40 @@ class StateFile:
         with open(path, "w", encoding="ascii") as file:
             file.write(f"{os.getpid()}\n")
 
+    def _keep_lock(self) -> None:
+        """Take the lock anew if somebody deleted it: it must not admit a second writer."""
+        if self._lock_fd is None:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(self.path + ".lock", follow_symlinks=False)
+            if os.path.samestat(found, os.fstat(self._lock_fd)):
+                return
+        lost_fd = self._lock_fd
+        self.lock()
+        os.close(lost_fd)
+
     def write(self, records: Iterable[bytes], header: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
         """Replace the file by one of `header`, `funding_state` (texts of `record_text`) and `rest`. Raises OSError."""
+        self._keep_lock()
         # Joined as bytes: one symbol of other letters than ASCII would widen the text of all of them.
         content = b'{%b,"funding_state":{%b},%b}\n' % (_members(header), b",".join(records), _members(rest))
-        # The name is fixed, since the lock admits one writer: what a killed daemon left is simply overwritten.
-        fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
+        # The name is fixed, since the lock admits one writer. Whatever has it is removed rather than reused: what a
+        # killed daemon left, a link, or a FIFO, which would block.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._temporary)
+        fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
         try:
-            os.fchmod(fd, _MODE)
-            _write_all(fd, content)
+            try:
+                os.fchmod(fd, _MODE)
+                _write_all(fd, content)
+            finally:
+                os.close(fd)
+            os.replace(self._temporary, self.path)
         except OSError:
             # On a full disk the half-written copy takes the space that others need.
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary)
             raise
-        finally:
-            os.close(fd)
-        os.replace(self._temporary, self.path)
 
 
 def _members(values: Mapping[str, Any]) -> bytes:
@@ -163,6 +181,7 @@ _STATUS_NUMBERS = (
     "gaps_ended",
     "gap_seconds",
 )
+_CLOCK_SLACK_S = 5.0
 _INTERVAL_HOURS = range(1, 25)
 _RECORD_NUMBERS = ("fundingRate", "markPrice", "indexPrice", "nextFundingTime", "eventTime", "updatedAt")
 
@@ -212,6 +231,17 @@ def _require_number(value: Any) -> None:
     # Not bool, which is an int, and no integer too large for a float.
     if type(value) not in (int, float) or not -1e300 < value < 1e300:
         raise ValueError(f"{value!r} is not a usable number")
+
+
+def written_age_s(state: Mapping[str, Any], wall_s: float, steady_s: float, boot_id: str) -> float:
+    """Return the seconds since the file was written: exact within one boot, else as the wall clocks say.
+
+    Written before this boot by a clock that was ahead, it is at least as old as the boot.
+    """
+    if boot_id and state.get("boot_id") == boot_id:
+        return max(0.0, float(steady_s - state["boottime"]))
+    age_s = float(wall_s - state["updated_at"])
+    return max(0.0, age_s) if age_s > -_CLOCK_SLACK_S else steady_s
 
 
 class StateReader:

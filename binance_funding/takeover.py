@@ -13,7 +13,7 @@ from .history import GAP_SECONDS, History
 from .publisher import USUAL_INTERVAL_HOURS
 from .rates import FundingRate, latest_event_time_ms
 from .rest import RestPoller
-from .state_file import UnusableState, read
+from .state_file import UnusableState, read, written_age_s
 
 _log = logging.getLogger(__name__)
 
@@ -30,9 +30,10 @@ def take_over(path: str, clock: Clock, book: Book, rest: RestPoller, history: Hi
             _log.warning("%s", events.line("old state dropped", cause=error))
         return
     now = clock.now()
-    down_s = _age_s(state, clock, now)
+    down_s = written_age_s(state, now.wall_s, now.steady_s, clock.boot_id)
     wall_minus_steady_s = state["updated_at"] + down_s - now.steady_s
-    book.take_over(_rates(state["funding_state"], wall_minus_steady_s, now), down_s)
+    started_s = (state["connection_status"].get("daemon_start_time") or state["updated_at"]) - wall_minus_steady_s
+    book.take_over(_rates(state["funding_state"], wall_minus_steady_s, now), down_s, started_s)
     rest.restore(state["connection_status"]["rest"].get("paused_until"), _intervals(state["funding_state"]))
     try:
         history.restore(state)
@@ -42,14 +43,8 @@ def take_over(path: str, clock: Clock, book: Book, rest: RestPoller, history: Hi
     if down_s <= GAP_SECONDS:
         # So short a restart is no gap, and none in what was watched either.
         history.count(now.wall_s, observed=down_s)
-    _log.info("%s", events.line("took over", symbols=len(state["funding_state"]), not_running_s=down_s))
-
-
-def _age_s(state: Mapping[str, Any], clock: Clock, now: Moment) -> float:
-    """Return the seconds since the file was written: exact within one boot, else as the wall clocks say."""
-    if clock.boot_id and state.get("boot_id") == clock.boot_id:
-        return max(0.0, float(now.steady_s - state["boottime"]))
-    return max(0.0, float(now.wall_s - state["updated_at"]))
+    level = logging.INFO if state["funding_state"] else logging.DEBUG
+    _log.log(level, "%s", events.line("took over", symbols=len(state["funding_state"]), not_running_s=down_s))
 
 
 def _rates(records: Mapping[str, Any], wall_minus_steady_s: float, now: Moment) -> list[FundingRate]:

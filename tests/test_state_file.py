@@ -226,13 +226,41 @@ def test_a_temporary_file_left_behind_is_overwritten(path: Path) -> None:
 
 
 def test_a_temporary_file_that_is_a_link_is_not_followed(path: Path) -> None:
-    """Nobody can make the daemon overwrite another file."""
+    """Nobody can make the daemon overwrite another file, or keep it from writing its own."""
     victim = path.parent / "victim"
     victim.write_text("precious")
     Path(f"{path}.tmp").symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic links"):
-        write(path)
+    write(path)
     assert victim.read_text() == "precious"
+    assert read(str(path))
+
+
+def test_a_fifo_in_the_place_of_the_temporary_file_does_not_block(path: Path) -> None:
+    """It is removed, like whatever else lies there."""
+    os.mkfifo(f"{path}.tmp")
+    write(path)
+    assert read(str(path))
+
+
+def test_a_deleted_lock_admits_no_second_writer(path: Path) -> None:
+    """The first takes the lock anew with its next write; where another was faster, it leaves the file to that one."""
+    first, second = StateFile(str(path)), StateFile(str(path))
+    first.lock()
+    os.unlink(f"{path}.lock")
+    first.write([RECORD], HEADER, REST)
+    with pytest.raises(AlreadyRunning):
+        second.lock()
+    os.unlink(f"{path}.lock")
+    second.lock()
+    with pytest.raises(AlreadyRunning, match=f"pid {os.getpid()}"):
+        first.write([RECORD], HEADER, REST)
+    second.write([RECORD], HEADER, REST)
+
+
+def test_nobody_else_can_hold_the_lock(path: Path) -> None:
+    """Whoever may open it may lock it, and keep the daemon from starting."""
+    StateFile(str(path)).lock()
+    assert stat.S_IMODE(os.stat(f"{path}.lock").st_mode) == 0o600
 
 
 def test_a_lock_that_is_a_link_is_not_followed(path: Path) -> None:
