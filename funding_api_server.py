@@ -35,11 +35,11 @@ def main() -> int:
             answers,
             max_connections=settings.api_max_connections,
             epoch=answers.epoch,
-            alive=lambda: service.notify("WATCHDOG=1"),
+            alive=lambda: service.notify("READY=1\nWATCHDOG=1"),
             alive_s=service.watchdog_interval_s(),
         )
     except OSError as error:
-        words = (error.strerror or str(error)).lower()
+        words = (error.strerror or str(error)).partition(" (while")[0].lower()
         _log.error("API_HOST=%s API_PORT=%d cannot be listened on: %s", settings.api_host, settings.api_port, words)
         return EX_UNAVAILABLE
     service.on_signals(server.stop)

@@ -17,7 +17,7 @@ from .clock import Clock, Moment
 from .history import report
 from .http_server import Request, Response, error_response
 from .settings import Settings
-from .state_file import StateReader
+from .state_file import StateReader, written_age_s
 
 _JSON = ("Content-Type", "application/json; charset=utf-8")
 _NO_STORE = ("Cache-Control", "no-store")
@@ -58,10 +58,8 @@ class View:
 
     def written_age_s(self, now: Moment) -> float:
         """Return how long ago the file was written, by whichever clock says longer: a set clock cannot hide age."""
-        age_s: float = now.wall_s - self.state["updated_at"]
-        if self._clock.boot_id and self.state.get("boot_id") == self._clock.boot_id:
-            age_s = max(age_s, now.steady_s - self.state["boottime"])
-        return max(0.0, age_s)
+        by_wall_s: float = now.wall_s - self.state["updated_at"]
+        return max(by_wall_s, written_age_s(self.state, now.wall_s, now.steady_s, self._clock.boot_id))
 
     def age_s(self, updated_at_s: float, now: Moment) -> float:
         """Return how old data of this time of update is."""
@@ -81,6 +79,11 @@ class View:
         """Tell whether the daemon still writes."""
         heartbeat_s = self._settings.heartbeat_seconds
         return self.written_age_s(now) <= max(_HEARTBEATS_MISSED * heartbeat_s, heartbeat_s + _HEARTBEAT_SLACK_S)
+
+    def last_errors(self) -> str:
+        """Return what went wrong last with either source, to be appended to what is wrong now."""
+        errors = {"stream": self.status.get("last_error"), "REST": self.status["rest"].get("last_error")}
+        return "".join(f"; {source}: {error}" for source, error in errors.items() if error)
 
     def number(self, name: str) -> Any:
         """Return a number of `connection_status`, None where it is not one."""
@@ -193,7 +196,11 @@ class Answers:
     def _all(self, request: Request, view: View, now: Moment) -> Response:
         if view.newest_update_s is None or view.is_stale(view.newest_update_s, now):
             return _unavailable(
-                {"error": "stale data", "maxAgeSeconds": self._settings.stale_seconds, **_listing(view)}
+                {
+                    "error": "stale data" if view.records else "no data yet",
+                    "maxAgeSeconds": self._settings.stale_seconds,
+                    **_listing(view),
+                }
             )
         stale = view.stale_count(now)
         if self._list is None or self._list[0] != stale:
@@ -247,15 +254,17 @@ class Answers:
             return "unhealthy", f"the daemon has not written for {view.written_age_s(now):.0f} s"
         newest = view.newest_update_s
         if newest is None:
-            return "unhealthy", "no data yet"
+            return "unhealthy", f"no data yet{view.last_errors()}"
         if view.is_stale(newest, now):
-            return "unhealthy", f"no new data for {view.age_s(newest, now):.0f} s"
+            return "unhealthy", f"no new data for {view.age_s(newest, now):.0f} s{view.last_errors()}"
         live, wanted = view.number("connections") or 0, view.number("connections_wanted")
         wanted = self._settings.stream_connections if wanted is None else wanted
         if not view.status.get("connected"):
-            return "degraded", "no stream connection: fresh through REST only"
+            return "degraded", f"no stream connection, fresh through REST only{view.last_errors()}"
         if live < wanted:
             return "degraded", f"{live} of {wanted} stream connections"
+        if view.status["fallback_active"]:
+            return "degraded", "the stream is stale: fresh through REST only"
         stale = view.stale_count(now)
         if stale > _FEW_STALE * len(view.records):
             return "degraded", f"{stale} of {len(view.records)} symbols are stale"

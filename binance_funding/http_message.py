@@ -60,8 +60,8 @@ class Response(NamedTuple):
 def error_response(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Response:
     """Make an answer whose body is {"error": message}; no cache may keep it where status is 503."""
     no_store = (("Cache-Control", "no-store"),) if status == HTTPStatus.SERVICE_UNAVAILABLE else ()
-    body = json.dumps({"error": message}, ensure_ascii=False).encode() + b"\n"
-    return Response(status, body, (("Content-Type", "application/json"), *no_store, *headers))
+    body = json.dumps({"error": message}, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return Response(status, body, (("Content-Type", "application/json; charset=utf-8"), *no_store, *headers))
 
 
 class Refused(Exception):

@@ -22,6 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from email.utils import formatdate
 
+from . import events
 from .http_message import (
     METHODS,
     Answer,
@@ -122,7 +123,7 @@ class HttpServer:
         request_s: float = 10.0,
         write_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
-        alive: Callable[[], None] = lambda: None,
+        alive: Callable[[], object] = lambda: None,
         alive_s: float | None = None,
     ) -> None:
         """Bind and listen. Port 0 takes any free one: see `address`. "::" serves IPv4 too.
@@ -280,7 +281,7 @@ class HttpServer:
     def _pause_accepting(self, error: OSError) -> None:
         """Stop watching the listening socket: it stays readable, and select would return at once for ever."""
         if self._seldom("accept"):
-            _log.warning("cannot accept connections for now: %s", error)
+            _log.warning("%s", events.line("accept paused", cause=error.strerror or error, retry_in_s=ACCEPT_PAUSE_S))
         self._selector.unregister(self._listener)
         self._accept_again_s = self._now_s + ACCEPT_PAUSE_S
 
@@ -360,7 +361,7 @@ class HttpServer:
 
     def _on_full(self, client: _Client) -> None:
         if self._seldom("full"):
-            _log.warning("new connections get 503: all %d are busy", self._max_connections)
+            _log.warning("%s", events.line("full", busy=self._max_connections, next="new connections get 503"))
         self._say_goodbye(client, error_response(503, "too many connections", (("Retry-After", "1"),)))
 
     def _say_goodbye(self, client: _Client, response: Response) -> None:

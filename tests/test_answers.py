@@ -259,7 +259,11 @@ def test_a_list_without_anything_fresh_is_503(server: Server, records: dict[str,
     """With what was last known, and whatever the client has cached."""
     server.put(state(records))
     answer = server.json("/funding", status=503)
-    assert (answer["error"], answer["maxAgeSeconds"], answer["data"]) == ("stale data", STALE_S, records)
+    assert (answer["error"], answer["maxAgeSeconds"], answer["data"]) == (
+        "stale data" if records else "no data yet",
+        STALE_S,
+        records,
+    )
     assert server.get("/funding", if_none_match="*").status == 503
 
 
@@ -372,7 +376,7 @@ def test_fresh_through_rest_is_degraded(server: Server) -> None:
     """No stream, but data."""
     server.put(state(connection_status=status(connected=False, connections=0, fallback_active=True)))
     body = health(server, "degraded")
-    assert body["error"] == "no stream connection: fresh through REST only"
+    assert body["error"] == "no stream connection, fresh through REST only"
     assert (body["websocketConnected"], body["connections"], body["fallbackActive"]) == (False, 0, True)
 
 
@@ -468,12 +472,26 @@ def test_where_no_boot_is_known_the_wall_clock_counts(tmp_path: Path, boot_id: s
     assert server.json("/funding/BTCUSDT")["ageSeconds"] == 7
 
 
-def test_times_in_the_future_are_never_a_negative_age(tmp_path: Path) -> None:
-    """Where the clock was set back without trace, ages are zero at least."""
+def test_a_file_of_another_boot_from_the_future_is_not_fresh(tmp_path: Path) -> None:
+    """Its clock was ahead: it is at least as old as this boot, and does not pass for new until its time has come."""
+    server = Server(tmp_path, boot_id="another")
+    server.put(state({"A": record()}))
+    server.time.set_wall_by(-HOUR_S)
+    assert server.json("/funding/A", status=503)["ageSeconds"] >= STALE_S
+
+
+def test_times_a_little_in_the_future_are_no_negative_age(tmp_path: Path) -> None:
+    """Clocks of two boots differ a little: ages are zero at least."""
     server = Server(tmp_path, boot_id="another")
     server.put(state({"A": record(updatedAt=WALL_S + 50)}))
-    server.time.set_wall_by(-HOUR_S)
+    server.time.set_wall_by(-3)
     assert server.json("/funding/A")["ageSeconds"] == 0
+
+
+def test_fallback_is_degraded_although_a_connection_lives(server: Server) -> None:
+    """A stream that brings old news is no stream."""
+    server.put(state(connection_status=status(fallback_active=True)))
+    assert "REST only" in health(server, "degraded")["error"]
 
 
 def test_the_epoch_changes_with_the_file_and_with_time(server: Server) -> None:

@@ -351,7 +351,7 @@ def test_an_error_is_a_small_json_object(client: Client) -> None:
     """Readable for any origin, as any other answer."""
     reply = assert_refused(client, b"GET / HTTP/3.0\r\n\r\n", 505)
     assert list(json.loads(reply.body)) == ["error"]
-    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["content-type"] == "application/json; charset=utf-8"
     assert reply.headers["access-control-allow-origin"] == "*"
 
 
@@ -365,10 +365,10 @@ def test_503_may_not_be_stored() -> None:
     """And other errors carry just the headers asked for."""
     assert error_response(503, "stale", (("Retry-After", "5"),)) == Response(
         503,
-        b'{"error": "stale"}\n',
-        (("Content-Type", "application/json"), ("Cache-Control", "no-store"), ("Retry-After", "5")),
+        b'{"error":"stale"}\n',
+        (("Content-Type", "application/json; charset=utf-8"), ("Cache-Control", "no-store"), ("Retry-After", "5")),
     )
-    assert error_response(404, "币").headers == (("Content-Type", "application/json"),)
+    assert error_response(404, "币").headers == (("Content-Type", "application/json; charset=utf-8"),)
     assert json.loads(error_response(404, '币"').body) == {"error": '币"'}
 
 
