@@ -92,6 +92,9 @@ class Daemon:
 
     def run(self) -> int:
         """Run until a signal comes or a thread dies; return the exit status."""
+        if os.path.exists(self._file.path) and not os.path.isfile(self._file.path):
+            _log.error("STATE_FILE=%s is not allowed: it is there, and not a regular file", self._settings.state_file)
+            return EX_CONFIG
         try:
             self._file.lock()
             take_over(self._file.path, self._clock, self._book, self._rest, self._history, self._comparison)
@@ -141,8 +144,9 @@ class Daemon:
         ]
         if stuck:
             self._repeats.tell("stuck", "no progress of thread " + " and ".join(stuck), logging.ERROR, next="watchdog")
-        elif watchdog:
-            service.notify("WATCHDOG=1")
+        elif watchdog and not service.notify("READY=1\nWATCHDOG=1"):
+            # READY again, since the first may not have been heard either.
+            self._repeats.tell("systemd not told", "its notification socket takes nothing", next="tried again")
         # What Binance says ends up in it, and a line of its own would be an order to systemd.
         status = "".join(c if c.isprintable() else " " for c in self._status_line())
         if status != self._status:
@@ -218,7 +222,7 @@ class Daemon:
             unfinished = self._threads.join(_STOP_WITHIN_S / 2)
         if unfinished:
             _log.info("%s", events.line("still waiting at the end", threads=",".join(unfinished)))
-        if "publisher" not in unfinished:
+        if "publisher" not in unfinished and not self._threads.crashed:
             self._publisher.write_or_tell()  # what the others counted while they ended
         return EX_SOFTWARE if self._threads.crashed else EX_OK
 

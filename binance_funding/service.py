@@ -19,21 +19,25 @@ _log = logging.getLogger(__name__)
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
 
-def notify(state: str) -> None:
+def notify(state: str) -> bool:
     """Tell systemd, e.g. "READY=1"; does nothing where no service manager listens. Never blocks, never raises OSError.
+
+    False where one should listen and could not be told; the next state may reach it.
 
     Source: man sd_notify(3), $NOTIFY_SOCKET.
     """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
-        return
+        return True
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.setblocking(False)
             sock.connect("\0" + address[1:] if address.startswith("@") else address)
             sock.sendall(state.encode())
     except OSError as error:
-        _log.warning("systemd was not told %r: %s", state, error)
+        _log.debug("systemd was not told %r: %s", state, error)
+        return False
+    return True
 
 
 def watchdog_interval_s() -> float | None:
@@ -74,7 +78,7 @@ def _stderr_is_journal() -> bool:
     """Source: man systemd.exec(5), $JOURNAL_STREAM."""
     try:
         info = os.fstat(sys.stderr.fileno())
-    except (OSError, ValueError):
+    except (AttributeError, OSError, ValueError):  # closed, or none at all
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{info.st_dev}:{info.st_ino}"
 

@@ -87,8 +87,11 @@ def _path(text: str) -> str:
 
 
 def _host(text: str) -> str:
-    if not re.fullmatch(r"[0-9A-Za-z.:_%-]{1,253}", text):
-        raise _Refused("an IP address or host name of this machine, such as 127.0.0.1 or ::")
+    try:
+        if not re.fullmatch(r"[0-9A-Za-z.:_%-]{1,253}", text) or not text.encode("idna"):
+            raise ValueError(text)
+    except ValueError:  # UnicodeError: an empty label, or one that is too long
+        raise _Refused("an IP address or host name of this machine, such as 127.0.0.1 or ::") from None
     return text
 
 
@@ -200,7 +203,8 @@ def _refuse_misspelt(given: Iterable[str], source: str) -> None:
     for name in given:
         # Other programs may keep their own settings in the same place: only a near miss is surely a mistake.
         meant = difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.9)
-        if meant and name not in names:
+        # (LOGLEVEL is a common name of others'.)
+        if meant and name not in names and "_" in name:
             raise SettingsError(f"{name} in {source} is no setting: {meant[0]} is")
 
 
