@@ -1,11 +1,10 @@
-"""Runs daemon and server together in the foreground, as `make run` and `make demo` do; Ctrl-C ends both.
-
-Only the standard library: `make run` installs nothing else but the run-time packages.
-"""
+"""Runs daemon and server together in the foreground, as `make run` and `make demo` do; Ctrl-C ends both."""
 
 import argparse
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,28 +12,34 @@ import time
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(_ROOT))
+
+from binance_funding.settings import EX_CONFIG, SettingsError, load  # noqa: E402 - the project is run from its folder
+
 _DAEMON, _SERVER = _ROOT / "binance_funding_ws_daemon.py", _ROOT / "funding_api_server.py"
 _STOP_WITHIN_S = 5.0
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def _start_exchange(environment: dict[str, str]) -> subprocess.Popen[str]:
+def _start(command: list[str], output: int | None = None) -> subprocess.Popen[str]:
+    """Start a program in a session of its own: Ctrl-C reaches it through us, in order, and once."""
+    return subprocess.Popen(command, cwd=os.getcwd(), stdout=output, text=True, start_new_session=True)
+
+
+def _start_exchange() -> subprocess.Popen[str]:
     """Start the simulated exchange, and point the daemon to it."""
-    exchange = _start([sys.executable, "-m", "tests.exchange"], environment, subprocess.PIPE)
+    os.environ["PYTHONPATH"] = str(_ROOT)
+    exchange = _start([sys.executable, "-m", "tests.exchange"], subprocess.PIPE)
     assert exchange.stdout is not None
     for _ in range(2):
         name, _, value = exchange.stdout.readline().strip().partition("=")
-        environment[name] = value
+        os.environ[name] = value
     return exchange
 
 
-def _start(command: list[str], environment: dict[str, str], output: int | None = None) -> subprocess.Popen[str]:
-    """Start a program in a session of its own: Ctrl-C reaches it through us, in order, and once."""
-    return subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=output, text=True, start_new_session=True)
-
-
 def _stop(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
     try:
         process.wait(_STOP_WITHIN_S)
     except subprocess.TimeoutExpired:
@@ -42,29 +47,55 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 def _interrupt(_signum: int, _frame: object) -> None:
+    # Once is enough: a second one would leave programs behind that nobody stops.
+    for signum in _ENDING_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _watch(processes: list[subprocess.Popen[str]], host: str, port: int) -> int:
+    """Wait for the end of any program; return its status. Say how to ask as soon as somebody listens."""
+    hint = f"try: curl http://{f'[{host}]' if ':' in host else host}:{port}/funding/BTCUSDT"
+    while True:
+        for process in processes:
+            status = process.poll()
+            if status is not None:
+                return status
+        if hint and _listens(host, port):
+            print(hint, file=sys.stderr)
+            hint = ""
+        time.sleep(0.2)
+
+
 def main() -> int:
-    """Run until Ctrl-C, SIGTERM, or the end of one program; return 0, or the status of the one that ended."""
+    """Run until Ctrl-C, SIGTERM, SIGHUP, or the end of one program; return 0, or the status of the one that ended."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--demo", action="store_true", help="against a simulated exchange, state in a temporary folder")
     demo = parser.parse_args().demo
-    signal.signal(signal.SIGTERM, _interrupt)
-    environment = dict(os.environ)
+    try:
+        settings = load()
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return EX_CONFIG
+    for signum in _ENDING_SIGNALS:
+        signal.signal(signum, _interrupt)
     processes: list[subprocess.Popen[str]] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
             if demo:
-                processes.append(_start_exchange(environment))
-                environment.setdefault("STATE_FILE", f"{folder}/funding_state.json")
-            processes.append(_start([sys.executable, str(_DAEMON)], environment))
-            processes.append(_start([sys.executable, str(_SERVER)], environment))
-            port = environment.get("API_PORT", "8888")
-            print(f"try: curl http://127.0.0.1:{port}/funding/BTCUSDT", file=sys.stderr)
-            while all(process.poll() is None for process in processes):
-                time.sleep(0.2)
-            return next(code for code in (process.poll() for process in processes) if code is not None)
+                processes.append(_start_exchange())
+                os.environ["STATE_FILE"] = f"{folder}/funding_state.json"
+            processes.append(_start([sys.executable, str(_DAEMON)]))
+            processes.append(_start([sys.executable, str(_SERVER)]))
+            return _watch(processes, settings.api_host, settings.api_port)
         except KeyboardInterrupt:
             return 0
         finally:

@@ -75,10 +75,12 @@ put_into_place() {
     # A fixed user of its own; the unit of the daemon says why.
     systemd-sysusers --inline 'u binance-funding - "Binance funding rates" /'
     install -m 0644 "$source/binance-funding-ws.service" "$source/binance-funding-api.service" "$units"
+    # The running programs are still those of the release before, and may yet load a module or a certificate of theirs.
+    previous=$(readlink "$prefix/current" || echo none)
     ln -s "$(basename "$release")" "$release/current"
     mv -T "$release/current" "$prefix/current"
     trap - EXIT
-    find "$prefix" -mindepth 1 -maxdepth 1 -name 'release.*' ! -path "$release" -exec rm -rf {} +
+    find "$prefix" -mindepth 1 -maxdepth 1 -name 'release.*' ! -path "$release" ! -name "$previous" -exec rm -rf {} +
     if systemd_runs; then systemctl daemon-reload; fi
 }
 

@@ -58,6 +58,10 @@ class Service:
         command = f"umask 077; make --no-print-directory -C {clone} {target}"
         return self.run("sh", "-c", command, host_network=True, timeout_s=120).stdout
 
+    def releases(self) -> set[str]:
+        """Return the folders of the releases that are installed."""
+        return set(self.run("find", PREFIX, "-maxdepth", "1", "-name", "release.*").stdout.split())
+
     def configure(self, **settings: object) -> None:
         """Write the settings file."""
         values = {
@@ -617,12 +621,16 @@ def test_installed_settings_are_the_defaults(service: Service, installation: Ins
 
 
 def test_upgrade_over_a_running_service(service: Service) -> None:
-    """A second `make install` leaves processes and settings alone; the new programs run after a restart."""
+    """A second `make install` leaves processes and settings alone; the new programs run after a restart.
+
+    The running programs keep their files until then: of releases, the one before stays, and no older one.
+    """
     service.systemctl("start")
     service.wait_until_healthy()
     service.machine.path(SETTINGS_FILE).open("a").write("# mine\n")
     settings = service.machine.path(SETTINGS_FILE).read_bytes()
     old = service.pid(DAEMON), service.pid(SERVER)
+    of_old = service.run("readlink", "-f", f"{PREFIX}/current").stdout.strip()
     said = service.install()
     assert "systemctl restart binance-funding-ws" in said
     assert service.machine.path(SETTINGS_FILE).read_bytes() == settings
@@ -630,9 +638,13 @@ def test_upgrade_over_a_running_service(service: Service) -> None:
     assert service.get("/funding/BTCUSDT")[0] == 200
     service.systemctl("restart")
     service.wait_until_healthy()
-    (release,) = service.run("find", PREFIX, "-maxdepth", "1", "-name", "release.*").stdout.split()
+    release = service.run("readlink", "-f", f"{PREFIX}/current").stdout.strip()
     loaded = service.run("cat", f"/proc/{service.pid(DAEMON)}/maps").stdout
     assert release in loaded
+    assert service.releases() == {of_old, release}
+    service.install()
+    assert len(service.releases()) == 2
+    assert of_old not in service.releases()
 
 
 def test_failed_upgrade_changes_nothing(service: Service) -> None:
