@@ -1,0 +1,1 @@
+"""Tests of both programs and their parts, and what the tests run against."""

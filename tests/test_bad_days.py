@@ -1,14 +1,16 @@
-"""Every bad day of the contract ends in one clear line that names the cause, and in correct behaviour afterwards."""
+"""Every bad day ends in one clear line that names the cause, and in correct behaviour afterwards."""
 
 import asyncio
 import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -540,3 +542,111 @@ def test_proxy_variables_do_not_concern_this_host(exchange: Exchange, tmp_path: 
     with Daemon(exchange, tmp_path, **variables) as daemon:
         recovers(daemon)
         assert daemon.status()["rest"]["errors"] == 0
+
+
+class RawPeer:
+    """Accepts connections and says the same to each of them, in pieces with pauses; then waits for its end."""
+
+    def __init__(self, *pieces: bytes, pause_s: float = 0.0) -> None:
+        self._pieces = pieces
+        self._pause_s = pause_s
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        self.accepted = 0
+        self._threads = [threading.Thread(target=self._accept, name="raw-peer", daemon=True)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = self._socket.accept()
+                self.accepted += 1
+                threading.Thread(target=self._talk, args=(sock,), name="raw-peer-talks", daemon=True).start()
+
+    def _talk(self, sock: socket.socket) -> None:
+        with sock, contextlib.suppress(OSError):
+            sock.recv(65536)
+            for piece in self._pieces:
+                sock.sendall(piece)
+                time.sleep(self._pause_s)
+
+    def __enter__(self) -> "RawPeer":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._socket.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        pytest.param(b"\r\n\r\n", "protocol error", id="empty"),
+        pytest.param(b"nonsense\r\n\r\n", "protocol error", id="one word"),
+        pytest.param(b"HTTP/1.1 abc\r\n\r\n", "protocol error", id="status of letters"),
+        pytest.param(
+            b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSet-Cookie: a/b=1\r\n\r\n",
+            "protocol error",
+            id="cookie that is none",
+        ),
+        pytest.param(b"HTTP/1.1 302 x\r\nLocation: ws://127.0.0.1:1/\r\n\r\n", "edirect", id="redirect"),
+    ],
+)
+def test_handshake_that_is_no_handshake_is_one_line(
+    exchange: Exchange, tmp_path: Path, answer: bytes, line: str
+) -> None:
+    """Whatever the library makes of it, the daemon goes on, and to the next candidate."""
+    with RawPeer(answer) as peer:
+        urls = f"ws://127.0.0.1:{peer.port}/,{exchange.ws_url}"
+        with Daemon(exchange, tmp_path, BINANCE_WS_URLS=urls) as daemon:
+            daemon.wait_for_line(f"WARNING connect failed cause=.*({line})")
+            recovers(daemon)
+            tells_calmly(daemon)
+
+
+def test_rest_headers_that_trickle_in_for_ever_are_given_up(exchange: Exchange, tmp_path: Path) -> None:
+    """The library's timeout is for one byte: the whole request has an end all the same, and the next one comes."""
+    with RawPeer(b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * 1000, pause_s=0.1) as peer:
+        address = f"http://127.0.0.1:{peer.port}"
+        with Daemon(
+            exchange, tmp_path, BINANCE_REST_URL=address, REST_TIMEOUT_SECONDS=0.5, REST_POLL_SECONDS=1
+        ) as daemon:
+            daemon.wait_for_line("WARNING REST failed cause=.*no answer in time")
+            eventually(lambda: peer.accepted >= 2, "the next request")
+            recovers(daemon)
+            tells_calmly(daemon)
+
+
+def test_one_row_from_the_future_does_not_make_the_connection_silent(exchange: Exchange, tmp_path: Path) -> None:
+    """What counts as life is the usual event time of a message, not its latest."""
+    with Daemon(exchange, tmp_path) as daemon:
+        daemon.wait_for_live()
+        row = exchange.market.row("BTCUSDT", exchange.now_ms() + 3_600_000)
+        others = [exchange.market.row(symbol, exchange.now_ms()) for symbol in ("ETHUSDT", "SOLUSDT", "XRPUSDT")]
+        exchange.send_rows([row, *others])
+        eventually(lambda: daemon.records()["BTCUSDT"]["eventTime"] == row["E"], "the row from the future")
+        first = len(exchange.ticks)
+        exchange.wait(lambda: len(exchange.ticks) > first + 3 / TICK_S, what="ticks for longer than the silence")
+        assert daemon.status()["disconnects"] == 0
+        assert abs(daemon.status()["clock_offset_seconds"]) < 5
+
+
+def test_pause_of_the_whole_process_loses_no_connection(exchange: Exchange, tmp_path: Path) -> None:
+    """Stopped and continued, it reads what has come meanwhile before it judges anybody silent."""
+    with Daemon(exchange, tmp_path) as daemon:
+        daemon.wait_for_live()
+        daemon.process.send_signal(signal.SIGSTOP)
+        time.sleep(6)
+        daemon.process.send_signal(signal.SIGCONT)
+        recovers(daemon)
+        assert daemon.status()["disconnects"] == 0
+
+
+def test_state_file_that_is_no_regular_file_is_a_wrong_setting(exchange: Exchange, tmp_path: Path) -> None:
+    """A device or a directory must not be replaced."""
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("folder", "fifo"):
+        with Daemon(exchange, tmp_path, STATE_FILE=name) as daemon:
+            assert daemon.wait() == 78
+            assert f"STATE_FILE={name} is not allowed" in daemon.log[-1]
+    assert sorted(os.listdir(tmp_path)) == ["fifo", "folder"]

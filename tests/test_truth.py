@@ -345,7 +345,8 @@ def test_log_tells_the_gap_and_the_replacement_once(day: Day) -> None:
     assert facts(line)["cause"] == gap["cause"]
     assert "REST: Binance has trouble of its own (HTTP 500)" in gap["cause"]
     assert len(found(day.log, " INFO +rotated ")) == 1
-    assert day.closed_with == [1000]
+    # With its goodbye, or (on a host too busy to say it within a second) without.
+    assert day.closed_with in ([1000], [1006])
     assert not found(day.log, " (lost|silent|fallback on|connect failed) ")
 
 
