@@ -1,12 +1,13 @@
 """Replaces a state file every second, as a daemon does."""
 
 import json
-import os
 import threading
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from binance_funding.state_file import StateFile
 
 _EVERY_S = 1.0
 
@@ -18,7 +19,7 @@ class Rewriter:
         """Write nothing yet. The state is changed as time goes by."""
         self.advance = True
         """Whether every record is new with each write, and not the heartbeat alone. May be set at any time."""
-        self._path = path
+        self._file = StateFile(str(path))
         self._state = state
         self._lock = threading.Lock()  # held while writing: the thread and the caller of write() share one file name
         self._stop = threading.Event()
@@ -32,9 +33,12 @@ class Rewriter:
             if self.advance:
                 for record in self._state["funding_state"].values():
                     record |= {"updatedAt": now_s, "eventTime": round(now_s * 1000)}
-            beside = self._path.with_suffix(".new")
-            beside.write_text(json.dumps(self._state, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
-            os.replace(beside, self._path)
+            rest = dict(self._state)
+            records = [
+                f"{json.dumps(symbol)}:{json.dumps(record)}".encode()
+                for symbol, record in rest.pop("funding_state").items()
+            ]
+            self._file.write(records, {"version": rest.pop("version")}, rest)
 
     def _run(self) -> None:
         while not self._stop.wait(_EVERY_S):

@@ -204,7 +204,7 @@ class Answers:
             )
         stale = view.stale_count(now)
         if self._list is None or self._list[0] != stale:
-            self._list = stale, _Body(_dump(self._marked_listing(view, now) if stale else _listing(view)))
+            self._list = stale, _Body(_dump(self._marked_listing(view, now)) if stale else self._listing_of_file(view))
         content, encoding = self._list[1].as_accepted(request)
         # Another encoding is another representation, so it has another strong tag.
         etag = f'"{self._list[1].tag}{"-gzip" if encoding else ""}"'
@@ -212,6 +212,13 @@ class Answers:
         if _matches(request.headers.get("if-none-match", ""), etag):
             return Response(304, b"", headers)
         return Response(200, content, (_JSON, *headers, *encoding))
+
+    def _listing_of_file(self, view: View) -> bytes:
+        """Return the listing, its records as they stand in the file where that is possible."""
+        data = self._reader.records_json()
+        if data is None:
+            return _dump(_listing(view))
+        return b"%b%b}\n" % (_dump({**_listing(view), "data": None}).removesuffix(b"null}\n"), data)
 
     def _marked_listing(self, view: View, now: Moment) -> dict[str, Any]:
         """Return the listing with every stale record marked as such: none may pass for a fresh one."""

@@ -20,7 +20,8 @@ def render(state: Mapping[str, Any]) -> str:
     for name, kind, meaning, samples in _families(state):
         lines.append(f"# HELP {_PREFIX}{name} {meaning}")
         lines.append(f"# TYPE {_PREFIX}{name} {kind}")
-        lines += [f"{_PREFIX}{name}{labels} {_number(value)}" for labels, value in samples if value is not None]
+        # Numbers as Python writes them are numbers of the format too.
+        lines += [f"{_PREFIX}{name}{labels} {value!r}" for labels, value in samples if value is not None]
     return "\n".join(lines) + "\n"
 
 
@@ -133,7 +134,3 @@ def _one(value: Any) -> _Samples:
 def _label(name: str, value: str) -> str:
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'{{{name}="{escaped}"}}'
-
-
-def _number(value: Any) -> str:
-    return repr(float(value)) if isinstance(value, float) else str(value)

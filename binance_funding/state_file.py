@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 VERSION = 1
 
 _LARGEST_BYTES = 256 * 1024 * 1024
+# No JSON string holds a line break: what looks like these two in a file is the beginning and the end of its records.
+_RECORDS_BEGIN, _RECORDS_END = b'"funding_state":{\n', b"\n}"
 _MODE = 0o644  # every local program may read it, whoever it runs as and whatever the umask
 _LOCK_MODE = 0o600  # whoever may open the lock may hold it, and keep the daemon from starting
 
@@ -92,7 +94,14 @@ class StateFile:
         """Replace the file by one of `header`, `funding_state` (texts of `record_text`) and `rest`. Raises OSError."""
         self._keep_lock()
         # Joined as bytes: one symbol of other letters than ASCII would widen the text of all of them.
-        content = b'{%b,"funding_state":{%b},%b}\n' % (_members(header), b",".join(records), _members(rest))
+        # A record a line: for grep, and for `records_json`.
+        content = b"{%b,%b%b%b,%b}\n" % (
+            _members(header),
+            _RECORDS_BEGIN,
+            b",\n".join(records),
+            _RECORDS_END,
+            _members(rest),
+        )
         # The name is fixed, since the lock admits one writer. Whatever has it is removed rather than reused: what a
         # killed daemon left, a link, or a FIFO, which would block.
         with contextlib.suppress(FileNotFoundError):
@@ -124,14 +133,19 @@ def _write_all(fd: int, content: bytes) -> None:
 
 def read(path: str) -> dict[str, Any]:
     """Read and check the file. Raises UnusableState."""
+    return _read(path)[0]
+
+
+def _read(path: str) -> tuple[dict[str, Any], bytes]:
     try:
-        state = _parse(_content(path))
+        content = _content(path)
+        state = _parse(content)
     except OSError as error:
         raise UnusableState(f"{path}: {(error.strerror or str(error)).lower()}") from error
     except (ValueError, RecursionError) as error:
         raise UnusableState(f"{path}: not valid JSON ({error})") from error
     _check(state, path)
-    return state  # type: ignore[no-any-return]
+    return state, content
 
 
 def _content(path: str) -> bytes:
@@ -191,11 +205,11 @@ def _check(state: Any, path: str) -> None:
     try:
         if state["version"] != VERSION:
             raise UnusableState(f"{path}: version {state['version']!r} instead of {VERSION}")
-        _require_number(state["updated_at"])
-        _require_number(state.setdefault("boottime", 0.0))
-        for record in state["funding_state"].values():
-            for name in _RECORD_NUMBERS:
-                _require_number(record[name])
+        _require_numbers([state["updated_at"], state.setdefault("boottime", 0.0)])
+        records = list(state["funding_state"].values())
+        for name in _RECORD_NUMBERS:
+            _require_numbers([record[name] for record in records])
+        for record in records:
             if record["source"] not in ("websocket", "rest"):
                 raise ValueError("source")
             if record.get("fundingIntervalHours") not in _INTERVAL_HOURS:
@@ -217,20 +231,17 @@ def _check_statistics(state: dict[str, Any]) -> None:
     paused_until = rest.get("paused_until")
     numbers = [status[name] for name in _STATUS_NUMBERS if status.get(name) is not None]
     numbers += [] if paused_until is None else [paused_until]
-    for number in [*totals.values(), *errors.values(), *numbers]:
-        _require_number(number)
-    for gap in state.setdefault("gaps", []):
-        _require_number(gap["start"])
-        _require_number(gap["seconds"])
-    for bucket in state.setdefault("history", []):
-        for amount in bucket.values():
-            _require_number(amount)
+    _require_numbers([*totals.values(), *errors.values(), *numbers])
+    _require_numbers([gap[name] for gap in state.setdefault("gaps", []) for name in ("start", "seconds")])
+    _require_numbers([amount for bucket in state.setdefault("history", []) for amount in bucket.values()])
 
 
-def _require_number(value: Any) -> None:
-    # Not bool, which is an int, and no integer too large for a float.
-    if type(value) not in (int, float) or not -1e300 < value < 1e300:
-        raise ValueError(f"{value!r} is not a usable number")
+def _require_numbers(values: list[Any]) -> None:
+    # Not bool, which is an int, and no integer too large for a float. Looked at together, since there are thousands.
+    if not {type(value) for value in values} <= {int, float}:
+        raise ValueError("what should be a number is none")
+    if values and not -1e300 < min(values) <= max(values) < 1e300:
+        raise ValueError("a number is too large")
 
 
 def written_age_s(state: Mapping[str, Any], wall_s: float, steady_s: float, boot_id: str) -> float:
@@ -256,6 +267,7 @@ class StateReader:
         """Why there is none."""
         self.generation = 0
         """Grows whenever `state` changed."""
+        self._content = b""
 
     def refresh(self) -> None:
         """Bring `state` up to date; costs one stat where nothing has changed. Never raises for a bad file."""
@@ -265,11 +277,21 @@ class StateReader:
         self._seen = seen
         self.generation += 1
         try:
-            self.state, self.error = read(self.path), ""
+            self.state, self._content = _read(self.path)
+            self.error = ""
         except UnusableState as error:
-            self.state, self.error = None, str(error)
+            self.state, self._content, self.error = None, b"", str(error)
             if isinstance(error.__cause__, OSError) and seen is not None:
                 self._seen = ()  # no property of the file, such as too many open files: look again next time
+
+    def records_json(self) -> bytes | None:
+        """Return the member `funding_state` as it stands in the file, None where that is not laid out by a daemon.
+
+        To write a thousand records anew costs more than all else that follows a change of the file.
+        """
+        _, begin, rest = self._content.partition(_RECORDS_BEGIN)
+        members, end, _ = rest.partition(_RECORDS_END)
+        return b"{%b}" % members if begin and end else None
 
     def _look(self) -> tuple[int, ...] | None:
         try:

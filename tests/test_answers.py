@@ -12,7 +12,7 @@ import pytest
 from binance_funding.answers import Answers
 from binance_funding.http_server import Request, Response
 from binance_funding.settings import Settings
-from binance_funding.state_file import StateReader
+from binance_funding.state_file import StateFile, StateReader, record_text
 from tests.fakes import STEADY_S, WALL_S, FakeClock, put, record, state, status
 
 STALE_S = 180.0
@@ -238,6 +238,24 @@ def test_the_list_holds_every_record(server: Server) -> None:
     headers = dict(server.get("/funding").headers)
     assert headers["Cache-Control"] == "max-age=1"
     assert headers["Vary"] == "Accept-Encoding"
+
+
+@pytest.mark.parametrize("symbols", [(), ("A", "币安人生USDT")])
+def test_the_list_is_the_same_taken_from_the_file_or_written_anew(server: Server, symbols: tuple[str, ...]) -> None:
+    """A file as the daemon lays it out is answered without writing every record again."""
+    records = [
+        record_text(f'"{symbol}"', "0.00010000", "1.50", "1.25", 1, 2, WALL_S - 1, 8, "rest") for symbol in symbols
+    ]
+    rest = state()
+    header = {name: rest.pop(name) for name in ("version", "updated_at")}
+    del rest["funding_state"]
+    StateFile(str(server.path)).write(records, header, rest)
+    taken = server.get("/funding")
+    assert (b'"fundingRate":0.00010000,"markPrice":1.50,' in taken.body) == bool(symbols)
+    server.put(json.loads(server.path.read_bytes()))
+    anew = server.get("/funding")
+    assert (taken.status, json.loads(taken.body)) == (anew.status, json.loads(anew.body))
+    assert taken.body[-1:] == b"\n"
 
 
 def test_stale_records_in_the_list_are_marked(server: Server) -> None:

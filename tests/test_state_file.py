@@ -12,12 +12,15 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from binance_funding.state_file import AlreadyRunning, StateFile, StateReader, UnusableState, read, record_text
 from tests.fakes import EVENT_MS, NEXT_FUNDING_MS, WALL_S, put, record, state
@@ -138,6 +141,34 @@ def test_no_records_is_a_valid_file(path: Path) -> None:
     """A daemon that has no data yet says so."""
     StateFile(str(path)).write([], HEADER, REST)
     assert read(str(path))["funding_state"] == {}
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=30), unique=True, max_size=5), st.text(max_size=30))
+def test_the_records_can_be_taken_from_the_file_as_they_are(symbols: list[str], word: str) -> None:
+    """Whatever stands in names and errors: a record is a line, and no text can look like the layout."""
+    word = word.encode("utf-8", "replace").decode()
+    texts = [word, '"funding_state":{\n', "\n}", '"funding_state":{']
+    records = [RECORD.replace(b'"A"', json.dumps(symbol, ensure_ascii=False).encode(), 1) for symbol in symbols]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "state.json")
+        StateFile(str(path)).write(records, {**HEADER, "boot_id": texts}, {**REST, "texts": texts})
+        reader = StateReader(str(path))
+        reader.refresh()
+        assert path.read_bytes().splitlines()[1:-1] == [line + b"," for line in records[:-1]] + (records[-1:] or [b""])
+    taken = reader.records_json()
+    assert reader.state is not None
+    assert taken is not None
+    assert json.loads(taken) == reader.state["funding_state"]
+    assert list(reader.state["funding_state"]) == symbols
+
+
+def test_from_a_file_of_another_layout_no_records_are_taken(path: Path) -> None:
+    """It is as valid, and may be what another program has put there."""
+    reader = StateReader(str(path))
+    for content in (json.dumps(state()), json.dumps(state(), indent=1), "junk"):
+        put(path, content.encode())
+        reader.refresh()
+        assert reader.records_json() is None
 
 
 def test_a_reader_never_sees_anything_broken_while_writers_are_killed(path: Path) -> None:
