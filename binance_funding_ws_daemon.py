@@ -40,6 +40,8 @@ _ROUND_S = 1.0
 _STOP_WITHIN_S = 1.6
 _CLOCK_WARNING_S = 5.0
 _FORGET_EVERY_S = 60.0
+# A tick brings thousands of records that live on, and no cycles: looking for some after every 700 is work in vain.
+GARBAGE_THRESHOLD = 400_000
 
 
 class Daemon:
@@ -249,8 +251,7 @@ def main() -> int:
             rest=settings.binance_rest_url,
         ),
     )
-    # A tick brings thousands of records that live on, and no cycles: looking for some after every 700 is work in vain.
-    gc.set_threshold(400_000)
+    gc.set_threshold(GARBAGE_THRESHOLD)
     return Daemon(settings).run()
 
 

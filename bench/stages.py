@@ -17,6 +17,7 @@ from binance_funding.history import History
 from binance_funding.publisher import Renderer
 from binance_funding.rates import decode_stream
 from binance_funding.state_file import StateFile
+from binance_funding_ws_daemon import GARBAGE_THRESHOLD
 
 _T = TypeVar("_T")
 
@@ -28,10 +29,13 @@ class Stages:
         self._clock = Clock()
         self._book = Book(self._clock, History(), silence_s=15, stale_s=180, trouble=str)
         self._renderer = Renderer()
+        self._interval_hours: dict[str, int] = {}
         self._file = StateFile(str(folder / "stages.json"))
         self._tick_s: dict[str, float] = {}
         self._taken_s: dict[str, list[float]] = {}
-        # The garbage collector is part of the cost; going through all that this process holds besides is not.
+        # The garbage collector is part of the cost, as the daemon has it; going through all that this process holds
+        # besides is not.
+        gc.set_threshold(GARBAGE_THRESHOLD)
         gc.freeze()
 
     def take(self, messages: Messages) -> None:
@@ -49,7 +53,9 @@ class Stages:
         rates = self._timed("parsing and checking every row", lambda: decode_stream(payload, received)).rates
         self._timed("newest of each symbol", lambda: self._book.merge(rates))
         newest = self._book.rates()
-        texts = self._timed("rendering the new records", lambda: self._renderer.render(newest, 0.0, {}))
+        texts = self._timed(
+            "rendering the new records", lambda: self._renderer.render(newest, 0.0, self._interval_hours)
+        )
         self._timed("writing the file", lambda: self._file.write(texts, {}, {}))
 
     def _timed(self, name: str, work: Callable[[], _T]) -> _T:
