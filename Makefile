@@ -1,7 +1,7 @@
 # make run    daemon and server against Binance, in the foreground; Ctrl-C ends both
 # make demo   the same against a simulated exchange: needs nothing outside this machine
 # make test   lint, types, tests
-# make soak   a whole day of faults in 13 minutes; make bench   what it all costs: bench/results.md
+# make soak   a whole day of faults in 24 minutes; make bench   what it all costs: bench/results.md
 # make install, make uninstall (as root): the systemd service
 
 PYTHON ?= python3

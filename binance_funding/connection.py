@@ -60,7 +60,7 @@ class _BoundedWebSocket(websocket.WebSocket):
 
     def __init__(self) -> None:
         # The decoder checks UTF-8 itself: the library's check is pure Python and costs 25 times the parsing.
-        super().__init__(enable_multithread=True, skip_utf8_validation=True)
+        super().__init__(skip_utf8_validation=True)
         self.message_bytes = 0
         self.given_up = False
 
