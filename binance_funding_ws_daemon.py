@@ -21,12 +21,13 @@ from binance_funding import __version__, events, service
 from binance_funding.book import Book
 from binance_funding.clock import Clock
 from binance_funding.comparison import Comparison
+from binance_funding.feed import Feed
 from binance_funding.history import History
 from binance_funding.publisher import Publisher
 from binance_funding.rest import RestClient, RestPoller
 from binance_funding.settings import DAEMON, EX_CONFIG, Settings
 from binance_funding.state_file import AlreadyRunning, StateFile
-from binance_funding.stream import Feed, StreamPool
+from binance_funding.stream import StreamPool
 from binance_funding.takeover import take_over
 
 _log = logging.getLogger("binance_funding.daemon")
@@ -94,6 +95,7 @@ class Daemon:
 
     def run(self) -> int:
         """Run until a signal comes or a thread dies; return the exit status."""
+        service.on_signals(self._stop.set)
         if os.path.exists(self._file.path) and not os.path.isfile(self._file.path):
             _log.error("STATE_FILE=%s is not allowed: it is there, and not a regular file", self._settings.state_file)
             return EX_CONFIG
@@ -108,10 +110,10 @@ class Daemon:
             _log.error("STATE_FILE=%s cannot be written: %s", self._settings.state_file, error.strerror or error)
             # A directory that does not exist is a wrong setting; a full disk or a lost right may be mended.
             return EX_CONFIG if isinstance(error, (FileNotFoundError, NotADirectoryError)) else EX_CANTCREAT
-        service.on_signals(self._stop.set)
         self._start_threads()
         service.notify("READY=1")
-        self._watch()
+        if not service.ends_well("main", self._watch):
+            self._threads.crashed = self._threads.crashed or "main"
         return self._end()
 
     def _start_threads(self) -> None:
@@ -132,6 +134,7 @@ class Daemon:
             if now.steady_s - self._forgot_s >= _FORGET_EVERY_S:
                 self._forgot_s = now.steady_s
                 self._book.forget_departed()
+                gc.collect()  # what ended connections leave behind goes round in circles, and there may be many
             self._tell_systemd(now.steady_s, watchdog_s is not None)
 
     def _tell_systemd(self, now_s: float, watchdog: bool) -> None:
@@ -145,10 +148,15 @@ class Daemon:
             if now_s - progress_s > allowed_s
         ]
         if stuck:
-            self._repeats.tell("stuck", "no progress of thread " + " and ".join(stuck), logging.ERROR, next="watchdog")
-        elif watchdog and not service.notify("READY=1\nWATCHDOG=1"):
+            cause = "no progress of thread " + " and ".join(stuck)
+            self._repeats.tell("stuck", cause, logging.ERROR, next="watchdog" if watchdog else "restart it")
+        else:
+            self._tell_over("stuck", "moving again")
             # READY again, since the first may not have been heard either.
-            self._repeats.tell("systemd not told", "its notification socket takes nothing", next="tried again")
+            if watchdog and not service.notify("READY=1\nWATCHDOG=1"):
+                self._repeats.tell("systemd not told", "its notification socket takes nothing", next="tried again")
+            else:
+                self._tell_over("systemd not told", "systemd told again")
         # What Binance says ends up in it, and a line of its own would be an order to systemd.
         status = "".join(c if c.isprintable() else " " for c in self._status_line())
         if status != self._status:
@@ -157,7 +165,7 @@ class Daemon:
 
     def _status_line(self) -> str:
         counts, live = self._book.counts(), len(self._stream.live())
-        source = "REST" if self._rest.fallback_active or not live else "stream"
+        source = "stream" if live and not self._rest.fallback_active else "REST" if counts.from_rest else "none"
         if not counts.symbols:
             return f"no data yet, {live} of {self._settings.stream_connections} connections: {self._trouble()}"
         return (
@@ -173,20 +181,30 @@ class Daemon:
         if abs(offset_s) > _CLOCK_WARNING_S:
             self._repeats.tell("clock", "this host's clock differs from Binance's", offset_s=offset_s, next="check NTP")
         else:
-            self._repeats.over("clock")
+            self._tell_over("clock", "clock right again")
+
+    def _tell_over(self, trouble: str, event: str) -> None:
+        lasted_s = self._repeats.over(trouble)
+        if lasted_s is not None:
+            _log.info("%s", events.line(event, after_s=lasted_s))
 
     def _tell_live_on_rest(self) -> None:
         """Log when a part of the market that the stream used to bring lives on REST, and when it no longer does."""
         counts = self._book.counts()
-        if counts.from_rest != self._live_on_rest and bool(self._stream.live()):
-            self._live_on_rest = counts.from_rest
-            _log.info("%s", events.line("symbols from REST", count=counts.from_rest, of=counts.symbols))
+        if counts.from_rest == self._live_on_rest or not self._stream.live():
+            return
+        self._live_on_rest = counts.from_rest
+        facts = {"count": counts.from_rest, "of": counts.symbols}
+        if counts.from_rest:
+            self._repeats.tell("symbols from REST", "", logging.INFO, **facts)
+        elif self._repeats.over("symbols from REST") is not None:
+            _log.info("%s", events.line("symbols from REST", **facts))
 
     def _trouble(self) -> str:
         """Name what is wrong with the sources, for the cause of a gap."""
-        parts = [f"stream: {self._stream.last_error or 'nothing came'}"]
-        if self._rest.last_error:
-            parts.append(f"REST: {self._rest.last_error}")
+        parts = [f"stream: {self._stream.trouble() or 'nothing came'}"]
+        if self._rest.trouble:
+            parts.append(f"REST: {self._rest.trouble}")
         return "; ".join(parts)
 
     def _describe(self, wall_s: float) -> dict[str, Any]:

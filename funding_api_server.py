@@ -20,7 +20,7 @@ from binance_funding.state_file import StateReader
 
 _log = logging.getLogger("binance_funding.server")
 
-EX_OK, EX_UNAVAILABLE = 0, 69
+EX_OK, EX_UNAVAILABLE, EX_SOFTWARE = 0, 69, 70
 
 
 def main() -> int:
@@ -53,7 +53,8 @@ def main() -> int:
         ),
     )
     service.notify(f"READY=1\nSTATUS=listening on {host} port {port}, reading {settings.state_file}")
-    server.serve()
+    if not service.ends_well("main", server.serve):
+        return EX_SOFTWARE
     service.notify("STOPPING=1")
     _log.info("%s", events.line("stopped", cause="signal"))
     return EX_OK

@@ -41,6 +41,24 @@ _ENDPOINTS = {
 }
 
 
+_HEALTH_WITHOUT_FILE = {
+    "status": "unhealthy",
+    "websocketConnected": False,
+    "connections": 0,
+    "symbolCount": 0,
+    "symbolsFromRest": None,
+    "symbolsStale": None,
+    "oldestDataAgeSeconds": None,
+    "newestDataAgeSeconds": None,
+    "daemonAlive": False,
+    "fallbackActive": None,
+    "lastConnectedTime": None,
+    "messagesReceived": None,
+    "reconnectAttempts": None,
+    "uptimeSeconds": None,
+}
+
+
 class View:
     """One content of the state file, at one moment. Ages are seconds and never negative."""
 
@@ -68,8 +86,17 @@ class View:
 
     def stale_count(self, now: Moment) -> int:
         """Return how many symbols are older than STALE_SECONDS."""
-        oldest_fresh_s = self.state["updated_at"] + self.written_age_s(now) - self._settings.stale_seconds
+        oldest_fresh_s = self._oldest_fresh_s(now)
         return sum(time_s < oldest_fresh_s for time_s in self._update_times)
+
+    def fresh_from_rest(self, now: Moment) -> int:
+        """Return how many symbols live on REST."""
+        oldest_fresh_s = self._oldest_fresh_s(now)
+        return sum(r["source"] == "rest" and r["updatedAt"] >= oldest_fresh_s for r in self.records.values())
+
+    def _oldest_fresh_s(self, now: Moment) -> float:
+        oldest_fresh_s: float = self.state["updated_at"] + self.written_age_s(now) - self._settings.stale_seconds
+        return oldest_fresh_s
 
     def is_stale(self, updated_at_s: float | None, now: Moment) -> bool:
         """Tell whether data of this time of update may no longer be served as if it were fresh."""
@@ -80,10 +107,10 @@ class View:
         heartbeat_s = self._settings.heartbeat_seconds
         return self.written_age_s(now) <= max(_HEARTBEATS_MISSED * heartbeat_s, heartbeat_s + _HEARTBEAT_SLACK_S)
 
-    def last_errors(self) -> str:
-        """Return what went wrong last with either source, to be appended to what is wrong now."""
-        errors = {"stream": self.status.get("last_error"), "REST": self.status["rest"].get("last_error")}
-        return "".join(f"; {source}: {error}" for source, error in errors.items() if error)
+    def troubles(self) -> str:
+        """Return what went wrong last with the stream and is wrong with REST, to be appended to its consequence."""
+        troubles = {"stream": self.status.get("last_error"), "REST": self.status["rest"].get("trouble")}
+        return "".join(f"; {source}: {trouble}" for source, trouble in troubles.items() if trouble)
 
     def number(self, name: str) -> Any:
         """Return a number of `connection_status`, None where it is not one."""
@@ -230,27 +257,25 @@ class Answers:
 
     def _health(self, view: View | None, now: Moment) -> Response:
         if view is None:
-            unknown = dict.fromkeys(_HEALTH_WITHOUT_FILE)
-            known = {"status": "unhealthy", **unknown, "websocketConnected": False, "daemonAlive": False}
-            return _unavailable({**known, "connections": 0, "symbolCount": 0, "error": self._reader.error})
+            return _unavailable({**_HEALTH_WITHOUT_FILE, "error": self._reader.error})
         verdict, error = self._verdict(view, now)
         newest, oldest, start = view.newest_update_s, view.oldest_update_s, view.number("daemon_start_time")
         alive = view.daemon_alive(now)
         health = {
             "status": verdict,
-            "websocketConnected": alive and bool(view.status.get("connected")),
+            "websocketConnected": alive and view.status["connected"],
             "connections": (view.number("connections") or 0) if alive else 0,
             "symbolCount": len(view.records),
-            "symbolsFromRest": sum(record["source"] == "rest" for record in view.records.values()),
+            "symbolsFromRest": view.fresh_from_rest(now),
             "symbolsStale": view.stale_count(now),
             "oldestDataAgeSeconds": None if oldest is None else round(view.age_s(oldest, now), 3),
             "newestDataAgeSeconds": None if newest is None else round(view.age_s(newest, now), 3),
             "daemonAlive": alive,
-            "fallbackActive": bool(view.status.get("fallback_active")),
+            "fallbackActive": view.status["fallback_active"],
             "lastConnectedTime": view.number("last_connected_time"),
             "messagesReceived": view.number("messages_received"),
             "reconnectAttempts": view.number("reconnect_attempts"),
-            "uptimeSeconds": None if start is None else round(view.age_s(start, now), 3),
+            "uptimeSeconds": None if start is None or not alive else round(view.age_s(start, now), 3),
             "error": error,
         }
         return _unavailable(health) if verdict == "unhealthy" else _json(200, health, _NO_STORE)
@@ -261,17 +286,18 @@ class Answers:
             return "unhealthy", f"the daemon has not written for {view.written_age_s(now):.0f} s"
         newest = view.newest_update_s
         if newest is None:
-            return "unhealthy", f"no data yet{view.last_errors()}"
+            return "unhealthy", f"no data yet{view.troubles()}"
         if view.is_stale(newest, now):
-            return "unhealthy", f"no new data for {view.age_s(newest, now):.0f} s{view.last_errors()}"
+            return "unhealthy", f"no new data for {view.age_s(newest, now):.0f} s{view.troubles()}"
         live, wanted = view.number("connections") or 0, view.number("connections_wanted")
         wanted = self._settings.stream_connections if wanted is None else wanted
-        if not view.status.get("connected"):
-            return "degraded", f"no stream connection, fresh through REST only{view.last_errors()}"
+        if not view.status["connected"]:
+            source = "fresh through REST" if view.fresh_from_rest(now) else f"data {view.age_s(newest, now):.0f} s old"
+            return "degraded", f"no stream connection, {source}{view.troubles()}"
         if live < wanted:
             return "degraded", f"{live} of {wanted} stream connections"
         if view.status["fallback_active"]:
-            return "degraded", "the stream is stale: fresh through REST only"
+            return "degraded", "the stream is stale, fresh through REST only"
         stale = view.stale_count(now)
         if stale > _FEW_STALE * len(view.records):
             return "degraded", f"{stale} of {len(view.records)} symbols are stale"
@@ -289,19 +315,6 @@ class Answers:
         content, encoding = self._metrics_body.as_accepted(request)
         headers = (("Content-Type", metrics.CONTENT_TYPE), ("Vary", "Accept-Encoding"), _NO_STORE, *encoding)
         return Response(200, content, headers)
-
-
-_HEALTH_WITHOUT_FILE = (
-    "symbolsFromRest",
-    "symbolsStale",
-    "oldestDataAgeSeconds",
-    "newestDataAgeSeconds",
-    "fallbackActive",
-    "lastConnectedTime",
-    "messagesReceived",
-    "reconnectAttempts",
-    "uptimeSeconds",
-)
 
 
 def _listing(view: View) -> dict[str, Any]:

@@ -17,8 +17,9 @@ _log = logging.getLogger(__name__)
 _FORGET_S = 86_400
 # Seventy times today's market: what claims to be more is a fault, and kept for a day it would fill the memory.
 _MOST_SYMBOLS = 65_536
-# Smoothing of the clock offset; a jump larger than the second number is a clock that was set, not noise.
-_OFFSET_WEIGHT, _OFFSET_JUMP_S = 0.1, 1.0
+# Smoothing of the clock offset; a jump larger than the second number is no noise, and where so many come one after the
+# other, it is a clock that was set. (A single one is a message that was old when it came.)
+_OFFSET_WEIGHT, _OFFSET_JUMP_S, _OFFSET_JUMPS = 0.1, 1.0, 3
 
 
 class Counts(NamedTuple):
@@ -41,6 +42,7 @@ class Book:
         self._silence_s = min(silence_s, stale_s)  # stale data never keeps REST out
         self._stale_s = stale_s
         self._trouble = trouble
+        self._repeats = events.Repeats(_log, clock.steady_s)
         self._started_s = clock.steady_s()
         self._lock = threading.Lock()  # guards every field below: streams and REST merge, the publisher reads
         self._newest: dict[str, FundingRate] = {}
@@ -52,6 +54,7 @@ class Book:
         self._stream_advanced_s: float | None = None
         self._not_running = False
         self._clock_offset_s: float | None = None
+        self._offset_jumps = 0
         self.gaps_ended = 0
         self.gap_seconds = 0.0
         self.changed = threading.Event()
@@ -125,7 +128,9 @@ class Book:
         self._history.gap(start_wall_s, seconds, cause)
         self.gaps_ended += 1
         self.gap_seconds = round(self.gap_seconds + round(seconds, 3), 3)
-        _log.warning("%s", events.line("gap ended", seconds=seconds, cause=cause))
+        self._repeats.tell("gap ended", cause, seconds=seconds)
+        # The next one is another; where they come one soon after the other, they are one trouble all the same.
+        self._repeats.over("gap ended")
 
     def _measure_clock(self, source: str, received_s: float, rates: Sequence[FundingRate]) -> None:
         # A snapshot's event times are seconds old where nothing moved: it measures only while no stream does.
@@ -135,7 +140,11 @@ class Book:
         received_wall_s = now.wall_s - (now.steady_s - received_s)
         offset_s = usual_event_time_ms(rates) / 1000 - received_wall_s
         smoothed_s = self._clock_offset_s
-        if smoothed_s is None or abs(offset_s - smoothed_s) > _OFFSET_JUMP_S:
+        jumped = smoothed_s is not None and abs(offset_s - smoothed_s) > _OFFSET_JUMP_S
+        self._offset_jumps = self._offset_jumps + 1 if jumped else 0
+        if self._offset_jumps % _OFFSET_JUMPS:
+            return
+        if smoothed_s is None or jumped:
             smoothed_s = offset_s
         self._clock_offset_s = smoothed_s + _OFFSET_WEIGHT * (offset_s - smoothed_s)
 
@@ -151,8 +160,8 @@ class Book:
             self._advanced_s = max((rate.received_s for rate in self._newest.values()), default=started_s)
             self._not_running = down_s > GAP_SECONDS
 
-    def forget_departed(self) -> int:
-        """Drop the symbols that no source has brought for 24 h; return how many."""
+    def forget_departed(self) -> None:
+        """Drop the symbols that no source has brought for 24 h."""
         oldest_s = self._clock.steady_s() - _FORGET_S
         with self._lock:
             departed = [rate.symbol for rate in self._newest.values() if rate.received_s < oldest_s]
@@ -161,7 +170,6 @@ class Book:
             for symbol in departed:
                 self._departed[symbol] = self._newest.pop(symbol).event_time_ms
                 self._from_stream.pop(symbol, None)
-        return len(departed)
 
     def rates(self) -> list[FundingRate]:
         """Return the newest rate of each symbol."""

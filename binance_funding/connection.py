@@ -118,7 +118,8 @@ class Connection:
             self._connect()
             ending = self._read() or ending
         except (websocket.WebSocketException, OSError) as error:
-            ending = _explain(error, self.opened_s is not None, self._clock.wall_s())
+            reached = self._websocket.sock is not None
+            ending = _explain(error, reached, self.opened_s is not None, self._clock.wall_s())
         finally:
             self._websocket.shutdown()
             self.ending = ending._replace(cause=ending.cause[:_LONGEST_CAUSE])
@@ -191,8 +192,8 @@ def _closed_by_peer(data: bytes) -> str:
     return f"closed by the exchange with code {code} ({reason or _CLOSE_CODES.get(code, 'unknown')})"
 
 
-def _explain(error: Exception, opened: bool, wall_s: float) -> Ending:
-    """Say in words what ended a connection."""
+def _explain(error: Exception, reached: bool, opened: bool, wall_s: float) -> Ending:
+    """Say in words what ended a connection: one to a host that was reached, and that was opened, or not."""
     if isinstance(error, websocket.WebSocketBadStatusException):
         return _refused(error, wall_s)
     if isinstance(error, websocket.WebSocketAddressException):
@@ -200,7 +201,7 @@ def _explain(error: Exception, opened: bool, wall_s: float) -> Ending:
     if isinstance(error, ssl.SSLError) or isinstance(error.__cause__, ssl.SSLError):
         return Ending(f"TLS: {error}")
     if isinstance(error, (websocket.WebSocketTimeoutException, TimeoutError)):
-        return Ending("no answer in time" + ("" if opened else " while connecting"))
+        return Ending("no answer in time" + ("" if opened else " while connecting"), nobody_there=not reached)
     if isinstance(error, websocket.WebSocketConnectionClosedException):
         return Ending("connection ended without close frame (1006)" if opened else "connection ended during handshake")
     if isinstance(error, OSError):

@@ -40,7 +40,7 @@ def _families(state: Mapping[str, Any]) -> Iterable[tuple[str, str, str, _Sample
         per_symbol("updatedAt"),
     )
     yield from _stream_families(state["connection_status"], len(records))
-    yield from _rest_families(state["connection_status"], state["comparison"].get("totals", {}))
+    yield from _rest_families(state["connection_status"], state["comparison"]["totals"])
     yield from _daemon_families(state)
 
 
@@ -72,14 +72,13 @@ def _stream_families(status: Mapping[str, Any], symbols: int) -> Iterable[tuple[
 
 
 def _rest_families(status: Mapping[str, Any], compared: Mapping[str, Any]) -> Iterable[tuple[str, str, str, _Samples]]:
-    rest = status.get("rest", {})
-    fallback = status.get("fallback_active")
-    errors = [(_label("status", name), count) for name, count in sorted(rest.get("errors_by_status", {}).items())]
+    rest = status["rest"]
+    errors = [(_label("status", name), count) for name, count in sorted(rest["errors_by_status"].items())]
     yield (
         "fallback_active",
         "gauge",
         "1 while stream data is stale and REST is polled in its stead.",
-        _one(None if fallback is None else int(fallback)),
+        _one(int(status["fallback_active"])),
     )
     yield "rest_polls_total", "counter", "REST snapshots asked for.", _one(rest.get("polls"))
     yield "rest_errors_total", "counter", "REST snapshots that failed, by HTTP status or kind of failure.", errors

@@ -23,6 +23,8 @@ STREAM, REST = "websocket", "rest"
 _LATEST_EVENT_AHEAD_S = 86_400
 _LONGEST_SYMBOL = 64
 _QUOTE_CHARACTERS = 200
+# Far beyond any market. What is brackets and little else takes forty times its size when it is parsed.
+_MOST_OBJECTS = 200_000
 # Far beyond any price, and small enough that whoever calculates with it stays finite.
 _LARGEST_NUMBER = 1e18
 
@@ -71,10 +73,12 @@ def decode_stream(payload: bytes, received: Moment) -> Decoded:
 
     def convert_at_once(parsed: dict[str, Any]) -> Any:
         # While the row is in the CPU's cache: thousands of them, parsed first and converted after, would not fit.
+        if "data" in parsed:
+            return parsed  # the envelope, whatever else it may carry
         try:
             return _from_stream_row(parsed, received_s, latest_ms) or _LEFT_OUT
         except _ROW_FAULTS:
-            return parsed  # the envelope, or a malformed row, which is judged below
+            return parsed  # a malformed row, which is judged below
 
     message = _parse(payload, json.JSONDecoder(object_hook=convert_at_once, parse_constant=_refuse_constant))
     if isinstance(message, dict):
@@ -133,6 +137,8 @@ _json = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _parse(payload: bytes, decoder: json.JSONDecoder = _json) -> Any:
+    if payload.count(b"{") + payload.count(b"[") > _MOST_OBJECTS:
+        raise MalformedMessage(f"more than {_MOST_OBJECTS} objects in {_quote(payload)}")
     try:
         return decoder.decode(payload.decode("utf-8"))
     except (ValueError, RecursionError) as fault:  # UnicodeDecodeError and JSONDecodeError are ValueErrors

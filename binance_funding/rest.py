@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 
 _PREMIUM_INDEX, _FUNDING_INFO = "/fapi/v1/premiumIndex", "/fapi/v1/fundingInfo"
 _FUNDING_INFO_EVERY_S, _FUNDING_INFO_RETRY_S = 3600.0, 300.0
-# A hundred times the answer of today's market.
-_LARGEST_ANSWER_BYTES = 32 * 1024 * 1024
+# Eighty times the answer of today's market.
+_LARGEST_ANSWER_BYTES = 16 * 1024 * 1024
 # Where Binance refuses without saying for how long (firewall, country), the wait doubles up to this.
 _LONGEST_UNTOLD_WAIT_S = 300.0
 _LONGEST_STEP_S = 1.0
@@ -169,6 +169,8 @@ class RestPoller:
         self.rejected_rows = 0
         self.last_success_wall_s: float | None = None
         self.last_error: str | None = None
+        self.trouble: str | None = None
+        """What keeps snapshots from coming now."""
         self.fallback_active = False
         self._fallback_since_s = 0.0
 
@@ -208,6 +210,7 @@ class RestPoller:
             "last_success_time": self.last_success_wall_s,
             "paused_until": round(now.wall_s + pause_s, 3) if pause_s > 0 else None,
             "last_error": self.last_error,
+            "trouble": self.trouble,
         }
 
     def _due_s(self) -> float:
@@ -249,7 +252,6 @@ class RestPoller:
             self._note_error(error)
             return False
         self._took_s = received.steady_s - self._started_s
-        self._note_success(received)
         if decoded.rejected:
             self.rejected_rows += decoded.rejected
             self._repeats.tell("rejected rows", decoded.first_fault, total=self.rejected_rows)
@@ -257,14 +259,16 @@ class RestPoller:
         counted = {name: result[name] for name in ("compared", "mismatched")}
         self._history.count(received.wall_s, runs=1, **counted)
         self._book.merge(decoded.rates)
+        self._note_success(received)  # after the merge: a gap that it ends is told with the trouble there was
         return True
 
     def _note_success(self, received: Moment) -> None:
         self.last_success_wall_s = round(received.wall_s, 3)
+        self.trouble = None
         self._refused_in_a_row = 0
-        lasted_s = [self._repeats.over(event) for event in (_REFUSED, _FAILED)]
-        if any(lasted_s):
-            _log.info("%s", events.line("REST recovered", after_s=max(filter(None, lasted_s))))
+        lasted_s = self._repeats.over(_REFUSED, _FAILED)
+        if lasted_s is not None:
+            _log.info("%s", events.line("REST recovered", after_s=lasted_s))
 
     def _note_error(self, error: Exception) -> None:
         status, wait_s = "malformed", 0.0
@@ -278,7 +282,7 @@ class RestPoller:
         if wait_s:
             self._paused_until_s = now_s + wait_s
         self.errors[status] += 1
-        self.last_error = str(error)
+        self.last_error = self.trouble = str(error)
         event = _REFUSED if status.isdigit() else _FAILED
         self._repeats.tell(event, str(error), next_in_s=round(max(0.0, self._due_s() - now_s), 1))
 
@@ -288,7 +292,9 @@ class RestPoller:
         try:
             self.interval_hours = decode_funding_info(self._client.get(_FUNDING_INFO))
             retry_s = _FUNDING_INFO_EVERY_S
-            self._repeats.over("funding intervals unknown")
+            lasted_s = self._repeats.over("funding intervals unknown")
+            if lasted_s is not None:
+                _log.info("%s", events.line("funding intervals known again", after_s=lasted_s))
         except (RestError, MalformedMessage) as error:
             if isinstance(error, RestError) and error.wait_s:
                 self._paused_until_s = self._clock.steady_s() + error.wait_s

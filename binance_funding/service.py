@@ -115,6 +115,16 @@ def on_signals(stop: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, first)
 
 
+def ends_well(name: str, work: Callable[[], None]) -> bool:
+    """Do a thread's work; False if a bug ended it, which is logged with its traceback."""
+    try:
+        work()
+    except Exception:  # noqa: BLE001 - whatever it was, it must not leave a program that looks alive
+        _log.critical("thread %s died of an unexpected error: the program ends", name, exc_info=True)
+        return False
+    return True
+
+
 class Threads:
     """Starts every thread of the program and joins them. A thread that dies of a bug ends the program."""
 
@@ -135,11 +145,8 @@ class Threads:
         return thread
 
     def _guard(self, name: str, target: Callable[[], None]) -> None:
-        try:
-            target()
-        except Exception:  # noqa: BLE001 - whatever it was, it must not leave a daemon that looks alive
+        if not ends_well(name, target):
             self.crashed = self.crashed or name
-            _log.critical("thread %s died of an unexpected error: the program ends", name, exc_info=True)
             self._on_crash()
 
     def join(self, within_s: float) -> list[str]:

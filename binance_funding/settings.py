@@ -22,6 +22,8 @@ DAEMON, SERVER = "daemon", "server"
 BOTH = f"{DAEMON} {SERVER}"
 
 _YEAR_S = 31_536_000
+# Near misses that are common names of other programs' settings.
+_OF_OTHERS = {"LOGLEVEL"}
 # As urlsplit() gives it: an IPv6 address without brackets; letters of any language.
 _HOST_NAME = re.compile(r"[\w.:-]+")
 _DECIMAL = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
@@ -157,7 +159,7 @@ class Settings:
 def load(environment: Mapping[str, str] = os.environ, env_file: str = ".env") -> Settings:
     """Read and check all settings.
 
-    Raises SettingsError with one line that names every wrong variable, its value and what is allowed.
+    Raises SettingsError with one line that names the wrong variables, their values and what is allowed.
     """
     given = {**_from_file(env_file), **environment}
     _refuse_misspelt(environment, "the environment")
@@ -200,12 +202,17 @@ def _from_file(env_file: str) -> dict[str, str]:
 
 def _refuse_misspelt(given: Iterable[str], source: str) -> None:
     names = [variable(declared) for declared in fields(Settings)]
+    by_letters = {_letters(name): name for name in names}
     for name in given:
         # Other programs may keep their own settings in the same place: only a near miss is surely a mistake.
-        meant = difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.9)
-        # (LOGLEVEL is a common name of others'.)
-        if meant and name not in names and "_" in name:
-            raise SettingsError(f"{name} in {source} is no setting: {meant[0]} is")
+        near = difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.9)
+        meant = by_letters.get(_letters(name)) or next(iter(near), None)
+        if meant and name not in names and name not in _OF_OTHERS:
+            raise SettingsError(f"{name} in {source} is no setting: {meant} is")
+
+
+def _letters(name: str) -> str:
+    return "".join(sorted(name.upper().replace("_", "")))
 
 
 def variable(declared: "Field[Any]") -> str:

@@ -18,7 +18,7 @@ VERSION = 1
 
 _LARGEST_BYTES = 256 * 1024 * 1024
 # No JSON string holds a line break: what looks like these two in a file is the beginning and the end of its records.
-_RECORDS_BEGIN, _RECORDS_END = b'"funding_state":{\n', b"\n}"
+_RECORDS_BEGIN, _RECORDS_JOINT, _RECORDS_END = b'"funding_state":{\n', b",\n", b"\n}"
 _MODE = 0o644  # every local program may read it, whoever it runs as and whatever the umask
 _LOCK_MODE = 0o600  # whoever may open the lock may hold it, and keep the daemon from starting
 
@@ -98,7 +98,7 @@ class StateFile:
         content = b"{%b,%b%b%b,%b}\n" % (
             _members(header),
             _RECORDS_BEGIN,
-            b",\n".join(records),
+            _RECORDS_JOINT.join(records),
             _RECORDS_END,
             _members(rest),
         )
@@ -195,13 +195,14 @@ _STATUS_NUMBERS = (
     "gaps_ended",
     "gap_seconds",
 )
+_REST_NUMBERS = ("polls", "errors", "last_success_time", "paused_until")
 _CLOCK_SLACK_S = 5.0
 _INTERVAL_HOURS = range(1, 25)
 _RECORD_NUMBERS = ("fundingRate", "markPrice", "indexPrice", "nextFundingTime", "eventTime", "updatedAt")
 
 
 def _check(state: Any, path: str) -> None:
-    """Check all that readers rely on, so that no answer can stumble over junk."""
+    """Check all that readers rely on, so that no answer can stumble over junk; fill in what older files lack."""
     try:
         if state["version"] != VERSION:
             raise UnusableState(f"{path}: version {state['version']!r} instead of {VERSION}")
@@ -212,8 +213,10 @@ def _check(state: Any, path: str) -> None:
         for record in records:
             if record["source"] not in ("websocket", "rest"):
                 raise ValueError("source")
-            if record.get("fundingIntervalHours") not in _INTERVAL_HOURS:
+            hours = record.get("fundingIntervalHours")
+            if type(hours) is not int or hours not in _INTERVAL_HOURS:
                 raise ValueError("fundingIntervalHours")
+        _require_scalars([value for record in records for value in record.values()])
         _check_statistics(state)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UnusableState(f"{path}: not a state file ({type(error).__name__}: {error})") from error
@@ -228,10 +231,14 @@ def _check_statistics(state: dict[str, Any]) -> None:
     for name in ("fallback_active", "connected"):
         if type(status.setdefault(name, False)) is not bool:
             raise TypeError(name)
-    paused_until = rest.get("paused_until")
     numbers = [status[name] for name in _STATUS_NUMBERS if status.get(name) is not None]
-    numbers += [] if paused_until is None else [paused_until]
+    numbers += [rest[name] for name in _REST_NUMBERS if rest.get(name) is not None]
     _require_numbers([*totals.values(), *errors.values(), *numbers])
+    last = state["comparison"].setdefault("last", None) or {}
+    _require_scalars([name for names in last.values() if type(names) is list for name in names])
+    _require_scalars([value for value in last.values() if type(value) is not list])
+    _require_scalars([value for name, value in status.items() if name != "rest"])
+    _require_scalars([value for name, value in rest.items() if name != "errors_by_status"])
     _require_numbers([gap[name] for gap in state.setdefault("gaps", []) for name in ("start", "seconds")])
     _require_numbers([amount for bucket in state.setdefault("history", []) for amount in bucket.values()])
 
@@ -242,6 +249,12 @@ def _require_numbers(values: list[Any]) -> None:
         raise ValueError("what should be a number is none")
     if values and not -1e300 < min(values) <= max(values) < 1e300:
         raise ValueError("a number is too large")
+
+
+def _require_scalars(values: list[Any]) -> None:
+    # What is nested deep enough to be parsed may still be too deep to be written by somebody further down the stack.
+    if not {type(value) for value in values} <= {str, int, float, bool, type(None)}:
+        raise TypeError("a nested value")
 
 
 def written_age_s(state: Mapping[str, Any], wall_s: float, steady_s: float, boot_id: str) -> float:
@@ -289,9 +302,13 @@ class StateReader:
 
         To write a thousand records anew costs more than all else that follows a change of the file.
         """
+        if self.state is None or self._content.count(b'"funding_state"') != 1:
+            return None
         _, begin, rest = self._content.partition(_RECORDS_BEGIN)
         members, end, _ = rest.partition(_RECORDS_END)
-        return b"{%b}" % members if begin and end else None
+        lines = members.split(_RECORDS_JOINT) if members else []
+        as_laid_out = begin and end and len(lines) == len(self.state["funding_state"])
+        return b"{%b}" % members if as_laid_out and all(line[:1] + line[-1:] == b'"}' for line in lines) else None
 
     def _look(self) -> tuple[int, ...] | None:
         try:

@@ -13,18 +13,16 @@ import logging
 import math
 import random
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from . import events
-from .book import Book
 from .clock import Clock
 from .connection import Connection, Ending
+from .feed import Feed
 from .history import History
-from .rates import MalformedMessage, decode_stream, usual_event_time_ms
 from .settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -52,43 +50,6 @@ class Spawn(Protocol):
         """Start the thread and return it."""
 
 
-class Feed:
-    """Where all connections hand in their messages. What several of them bring is decoded once."""
-
-    def __init__(self, book: Book, clock: Clock, repeats: events.Repeats) -> None:
-        self._book = book
-        self._clock = clock
-        self._repeats = repeats
-        # Held while a message is decoded: the same message of another connection waits, and is then recognised.
-        self._lock = threading.Lock()
-        self._recent: deque[tuple[bytes, int]] = deque(maxlen=4)
-        self.messages = 0
-        self.rejected_rows = 0
-        self.last_message_wall_s: float | None = None
-
-    def take(self, payload: bytes) -> int:
-        """Merge one message into the book; return its usual event time in ms, 0 if it holds no usable mark price."""
-        received = self._clock.now()
-        with self._lock:
-            self.messages += 1
-            self.last_message_wall_s = round(received.wall_s, 3)
-            for known, event_ms in self._recent:
-                if known == payload:
-                    return event_ms
-            try:
-                decoded = decode_stream(payload, received)
-            except MalformedMessage as fault:
-                self._repeats.tell("malformed message", str(fault), next="left out")
-                return 0
-            if decoded.rejected:
-                self.rejected_rows += decoded.rejected
-                self._repeats.tell("rejected rows", decoded.first_fault, total=self.rejected_rows)
-            self._book.merge(decoded.rates)
-            event_ms = usual_event_time_ms(decoded.rates)
-            self._recent.append((payload, event_ms))
-            return event_ms
-
-
 @dataclass
 class _Slot:
     """One of the connections to be kept. Owned by the supervising thread."""
@@ -96,15 +57,20 @@ class _Slot:
     number: int
     current: Connection | None = None
     successor: Connection | None = None
-    failures: int = 0
-    failed_at_s: float = -math.inf
     candidate: int = 0
+    """Index of the address to try next."""
+    failures: int = 0
+    """Attempts and connections that ended, since one proved itself: they make the wait longer."""
+    failed_at_s: float = -math.inf
+    has_failed: bool = False
+    """Whether one ever ended: the next attempt is not the first."""
     retry_at_s: float = 0.0
     replace_at_s: float = math.inf
-    retrying: bool = False
+    """When a connection that has brought data is to be replaced."""
     losses: int = 0
-    """How many in a row, without a connection that proved itself in between."""
+    """Connections that ended after bringing data, since one proved itself: they make the log quieter."""
     unsteady: bool = False
+    """Whether the last loss was one too many to be told by itself."""
 
 
 class StreamPool:
@@ -181,6 +147,10 @@ class StreamPool:
             if connection.settled and connection.ending is None and connection.idle_s(now_s) <= silence_s
         ]
 
+    def trouble(self) -> str | None:
+        """Return what keeps connections from being live now, None if all are."""
+        return self.last_error if len(self.live()) < len(self._slots) else None
+
     def status(self) -> dict[str, Any]:
         """Return the stream's part of `connection_status`, ready for the state file."""
         live = self.live()
@@ -217,7 +187,7 @@ class StreamPool:
             self._check_successor(slot, slot.successor, now_s)
         if slot.current is None and slot.successor is None:
             if now_s >= slot.retry_at_s and self._may_attempt(now_s):
-                self.attempts += slot.retrying
+                self.attempts += slot.has_failed
                 slot.current = self._connect(slot)
         elif self._is_replacement_due(slot, now_s) and self._may_attempt(now_s):
             if slot.failures == 0:
@@ -233,7 +203,7 @@ class StreamPool:
                 self._tell_failure(slot, connection, ending, wait_s)
             else:
                 self._tell_loss(slot, connection, ending, wait_s, now_s)
-        elif connection.proven_s is not None and slot.replace_at_s == math.inf:
+        elif connection.proven_s is not None and not connection.settled:
             self._settle(slot, connection, now_s)
         elif connection.proven_s is not None and slot.failed_at_s < connection.proven_s <= now_s - _PROVEN_AFTER_S:
             slot.failures = slot.losses = 0
@@ -245,7 +215,7 @@ class StreamPool:
         if ending is not None:
             slot.successor = None
             wait_s = self._plan_retry(slot, successor, ending, now_s)
-            slot.replace_at_s = now_s + wait_s
+            slot.replace_at_s = math.inf if slot.current is None else now_s + wait_s
             self._tell_failure(slot, successor, ending, wait_s)
         elif successor.proven_s is not None:
             self._replace(slot, successor, now_s)
@@ -298,6 +268,7 @@ class StreamPool:
                 conn=slot.number,
                 url=connection.url,
                 after_s=now_s - connection.started_s,
+                live=len(self.live()),
                 replace_in_s=round(slot.replace_at_s - now_s),
             ),
         )
@@ -325,7 +296,7 @@ class StreamPool:
         slot.retry_at_s = now_s + wait_s
         slot.failures += not ending.nobody_there
         slot.failed_at_s = now_s
-        slot.retrying = True
+        slot.has_failed = True
         if ending.wait_s:
             self._paused_until_s = max(self._paused_until_s, now_s + ending.wait_s)
         if connection.proven_s is None:
@@ -373,9 +344,9 @@ class StreamPool:
         slot.unsteady = False
         if any(other.unsteady for other in self._slots):
             return
-        lasted_s = [self._repeats.over(event) for event in ("silent again", "lost again")]
-        if any(lasted_s):
-            _log.info("%s", events.line("stream steady", after_s=max(filter(None, lasted_s))))
+        lasted_s = self._repeats.over("silent again", "lost again")
+        if lasted_s is not None:
+            _log.info("%s", events.line("stream steady", after_s=lasted_s, live=len(self.live())))
 
     def _backoff_s(self, slot: _Slot, ending: Ending) -> float:
         least_s, most_s = self._settings.reconnect_min_seconds, self._settings.reconnect_max_seconds

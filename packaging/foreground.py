@@ -61,9 +61,8 @@ def _listens(host: str, port: int) -> bool:
     return True
 
 
-def _watch(processes: list[subprocess.Popen[str]], host: str, port: int) -> int:
-    """Wait for the end of any program; return its status. Say how to ask as soon as somebody listens."""
-    hint = f"try: curl http://{f'[{host}]' if ':' in host else host}:{port}/funding/BTCUSDT"
+def _watch(processes: list[subprocess.Popen[str]], host: str, port: int, hint: str) -> int:
+    """Wait for the end of any program; return its status. Give the hint as soon as somebody listens."""
     while True:
         for process in processes:
             status = process.poll()
@@ -94,8 +93,12 @@ def main() -> int:
                 processes.append(_start_exchange())
                 os.environ["STATE_FILE"] = f"{folder}/funding_state.json"
             processes.append(_start([sys.executable, str(_DAEMON)]))
+            host, port = settings.api_host, settings.api_port
+            hint = f"try: curl http://{f'[{host}]' if ':' in host else host}:{port}/funding/BTCUSDT"
+            if _listens(host, port):
+                hint = ""  # somebody else does, as the server is about to say
             processes.append(_start([sys.executable, str(_SERVER)]))
-            return _watch(processes, settings.api_host, settings.api_port)
+            return _watch(processes, host, port, hint)
         except KeyboardInterrupt:
             return 0
         finally:

@@ -72,6 +72,10 @@ def rate(symbol: str = "BTCUSDT", **fields: Any) -> FundingRate:
     return good._replace(**fields)
 
 
+UNKNOWN: dict[str, Any] = {"fallback_active": False, "rest": {"errors_by_status": {}}}
+"""The connection status of a file that says nothing of it, as it is read."""
+
+
 def record(**fields: Any) -> dict[str, Any]:
     """Return one member of funding_state, updated at WALL_S."""
     good = {

@@ -391,11 +391,16 @@ def test_fewer_connections_than_wanted_is_degraded(server: Server) -> None:
 
 
 def test_fresh_through_rest_is_degraded(server: Server) -> None:
-    """No stream, but data."""
-    server.put(state(connection_status=status(connected=False, connections=0, fallback_active=True)))
+    """No stream, but data; what REST does not bring is not said to be fresh through it."""
+    down = status(connected=False, connections=0, fallback_active=True)
+    server.put(state({"A": record(source="rest"), "B": record()}, connection_status=down))
     body = health(server, "degraded")
-    assert body["error"] == "no stream connection, fresh through REST only"
+    assert (body["error"], body["symbolsFromRest"]) == ("no stream connection, fresh through REST", 1)
     assert (body["websocketConnected"], body["connections"], body["fallbackActive"]) == (False, 0, True)
+    old = record(source="rest", updatedAt=WALL_S - STALE_S - 1)
+    server.put(state({"A": old, "B": record(updatedAt=WALL_S - 2)}, connection_status=down))
+    body = health(server, "degraded")
+    assert (body["error"], body["symbolsFromRest"]) == ("no stream connection, data 2 s old", 0)
 
 
 def test_a_part_of_the_market_being_stale_is_degraded(server: Server) -> None:

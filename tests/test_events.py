@@ -92,12 +92,12 @@ def test_in_the_long_run_a_trouble_is_told_about_hourly(teller: Teller, caplog: 
 
 
 def test_a_new_cause_is_told_at_once_up_to_a_limit(teller: Teller, caplog: pytest.LogCaptureFixture) -> None:
-    """An hour of ever new causes still makes fewer than ten lines."""
+    """Eight; an hour of ever new causes makes two lines more."""
     for second in range(3600):
         teller.repeats.tell("lost", f"cause{second}")
         teller.time.advance(1)
-    assert [message.split()[1] for message in caplog.messages[:4]] == [f"cause=cause{n}" for n in range(4)]
-    assert len(caplog.messages) < 10
+    assert [message.split()[1] for message in caplog.messages[:8]] == [f"cause=cause{n}" for n in range(8)]
+    assert len(caplog.messages) == 10
 
 
 def test_troubles_are_told_apart_by_their_event(teller: Teller, caplog: pytest.LogCaptureFixture) -> None:
@@ -118,6 +118,49 @@ def test_a_trouble_that_is_over_is_told_anew(teller: Teller, caplog: pytest.LogC
     assert teller.repeats.over("lost") is None
     teller.every_second(1)
     assert caplog.messages == ["lost cause=cut", "lost cause=cut"]
+
+
+def test_what_comes_and_goes_all_the_time_is_one_trouble(teller: Teller, caplog: pytest.LogCaptureFixture) -> None:
+    """Three returns are told; then it and its end keep quiet, but for a line now and then."""
+    ends = []
+    for _ in range(60):
+        teller.repeats.tell("lost", "cut")
+        teller.time.advance(30)
+        ends.append(teller.repeats.over("lost"))
+        teller.time.advance(30)
+    assert caplog.messages == [
+        *["lost cause=cut"] * 4,
+        "lost cause=cut repeated=6 for_s=600",
+        "lost cause=cut repeated=19 for_s=1800",
+    ]
+    assert [minute for minute, lasted_s in enumerate(ends) if lasted_s == 30] == [0, 1, 2, 3, 10, 30]
+    assert set(ends) == {30, None}
+
+
+def test_a_trouble_that_was_away_for_long_is_a_new_one(teller: Teller, caplog: pytest.LogCaptureFixture) -> None:
+    """10 minutes after its end; or, where nobody says that it is over, an hour after it was met last."""
+    for _ in range(5):
+        teller.repeats.tell("lost", "cut")
+        teller.repeats.tell("rejected rows", "price")
+        teller.repeats.over("lost")
+        teller.repeats.tell("lost", "cut")
+        teller.repeats.over("lost")
+        teller.time.advance(601)
+    assert caplog.messages.count("lost cause=cut") == 10
+    teller.repeats.tell("rejected rows", "price")
+    teller.time.advance(3601)
+    teller.repeats.tell("rejected rows", "price")
+    assert caplog.messages[-1] == "rejected rows cause=price"
+
+
+def test_several_troubles_can_be_over_at_once(teller: Teller) -> None:
+    """The longest counts."""
+    teller.repeats.tell("REST refused", "a")
+    teller.time.advance(5)
+    teller.repeats.tell("REST failed", "b")
+    teller.time.advance(1)
+    assert teller.repeats.over("REST failed", "REST refused", "lost") == 6
+    assert teller.repeats.over("REST failed", "REST refused", "lost") is None
 
 
 def test_threads_that_meet_the_same_trouble_make_one_line(teller: Teller, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,11 +15,11 @@ import pytest
 from binance_funding import events
 from binance_funding.book import Book
 from binance_funding.clock import Clock
+from binance_funding.feed import Feed
 from binance_funding.history import History
 from binance_funding.publisher import Publisher
 from binance_funding.rates import MalformedMessage, decode_premium_index
 from binance_funding.state_file import StateFile, StateReader
-from binance_funding.stream import Feed
 from tests.exchange import Market, to_json
 
 SEQUENCES = 300

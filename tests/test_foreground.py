@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -53,6 +54,19 @@ def test_demo_answers_and_leaves_nothing_behind(tmp_path: Path, signals: list[si
             time.sleep(0.1)
         assert demo.wait(PATIENCE_S) == 0
     eventually(lambda: not _alive(marker), "all programs gone")
+
+
+def test_nobody_is_sent_to_somebody_elses_server(tmp_path: Path) -> None:
+    """Where the port is taken, the server says so, and there is no hint how to ask it."""
+    command = [sys.executable, str(ROOT / "packaging" / "foreground.py"), "--demo"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment = {**os.environ, "API_PORT": str(taken.getsockname()[1])}
+        demo = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE_S
+        )
+    assert demo.returncode == 69
+    assert "address already in use" in demo.stderr
+    assert "curl" not in demo.stderr
 
 
 def test_a_wrong_setting_is_told_once(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from binance_funding import __version__, metrics
-from tests.fakes import WALL_S, record, state, status
+from tests.fakes import UNKNOWN, WALL_S, record, state, status
 
 NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 LABEL = rf'({NAME})="((?:[^"\\\n]|\\["\\n])*)"'
@@ -131,10 +131,15 @@ def test_labels_are_escaped(symbol: str) -> None:
 
 def test_an_empty_file_leaves_out_what_it_does_not_know() -> None:
     """No sample is made up; names and types are told all the same."""
-    bare = {"updated_at": WALL_S, "funding_state": {}, "connection_status": {}, "comparison": {}}
+    bare = {"updated_at": WALL_S, "funding_state": {}, "connection_status": UNKNOWN, "comparison": {"totals": {}}}
     told = values(bare)
     known = {name: value for name, value in told.items() if value != {}}
-    assert known == {"symbols": 0, "state_file_timestamp_seconds": WALL_S, "info": {__version__: 1}}
+    assert known == {
+        "symbols": 0,
+        "fallback_active": 0,
+        "state_file_timestamp_seconds": WALL_S,
+        "info": {__version__: 1},
+    }
     assert told.keys() == values(state()).keys()
 
 

@@ -22,7 +22,7 @@ import pytest
 
 from binance_funding import metrics
 from tests.exchange import Exchange, Market
-from tests.fakes import record, state, status
+from tests.fakes import UNKNOWN, record, state, status
 from tests.programs import PATIENCE_S, ROOT, Daemon, Server, eventually, free_port
 
 FOLDER = ROOT / "docs" / "prometheus"
@@ -78,7 +78,8 @@ def documented_config() -> str:
             state(connection_status=status(clock_offset_seconds=None, last_message_time=None)), id="some is unknown"
         ),
         pytest.param(
-            {"updated_at": 1.0, "funding_state": {}, "connection_status": {}, "comparison": {}}, id="nothing is known"
+            {"updated_at": 1.0, "funding_state": {}, "connection_status": UNKNOWN, "comparison": {"totals": {}}},
+            id="nothing is known",
         ),
     ],
 )

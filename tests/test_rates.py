@@ -104,14 +104,27 @@ def test_a_stream_row_becomes_a_rate_with_the_numbers_as_sent() -> None:
     [
         {"stream": "!markPrice@arr", "data": [stream_row()]},
         {"stream": "btcusdt@markPrice", "data": stream_row()},
+        {"stream": "!markPrice@arr", "e": "markPriceUpdate", "E": EVENT_MS, "data": [stream_row()]},
+        {"e": "anything", "data": [stream_row()]},
         [stream_row()],
         stream_row(),
     ],
-    ids=["combined", "combined single", "raw array", "raw single"],
+    ids=["combined", "combined single", "envelope like a row", "envelope with e", "raw array", "raw single"],
 )
 def test_mark_prices_are_read_from_every_envelope(message: Any) -> None:
     """A candidate address may be of the combined or the raw kind, of all symbols or of one."""
     assert symbols(decode_stream(json.dumps(message).encode(), NOW)) == ["BTCUSDT"]
+
+
+@pytest.mark.parametrize("filling", [b'{"":{}},', b"[],", b"{},"])
+def test_megabytes_of_brackets_are_not_even_parsed(filling: bytes) -> None:
+    """They would take forty times their size; the largest market there could be is still decoded."""
+    body = b"[" + filling * 250_000 + b"0]"
+    for decode in (decode_stream, decode_premium_index):
+        with pytest.raises(MalformedMessage, match="more than 200000 objects"):
+            decode(body, NOW)
+    rows = [stream_row(f"S{n}USDT") for n in range(60_000)]
+    assert len(decode_stream(json.dumps(rows).encode(), NOW).rates) == 60_000
 
 
 @pytest.mark.parametrize(

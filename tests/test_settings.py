@@ -219,6 +219,9 @@ def test_a_name_without_value_in_the_file_is_refused(tmp_path: Path) -> None:
         ("RECONECT_MAX_SECONDS", "RECONNECT_MAX_SECONDS"),
         ("API_MAX_CONECTIONS", "API_MAX_CONNECTIONS"),
         ("LOG_LEVELS", "LOG_LEVEL"),
+        ("API_PROT", "API_PORT"),
+        ("STATEFILE", "STATE_FILE"),
+        ("STALESECONDS", "STALE_SECONDS"),
     ],
 )
 def test_a_misspelt_name_in_the_file_is_refused(tmp_path: Path, wrong: str, right: str) -> None:
@@ -239,7 +242,7 @@ def test_a_misspelt_name_in_the_environment_is_refused() -> None:
 
 def test_foreign_names_in_the_file_do_not_matter(tmp_path: Path) -> None:
     """Other programs may keep their settings in the same file."""
-    path = env_file(tmp_path, "DATABASE_URL=x\nPORT=1\nAPP_PORT=2\nTELEGRAM_TOKEN=y\nAPI_KEY=z\n")
+    path = env_file(tmp_path, "DATABASE_URL=x\nPORT=1\nAPP_PORT=2\nTELEGRAM_TOKEN=y\nAPI_KEY=z\nLOGLEVEL=info\n")
     assert load({}, path) == Settings()
 
 

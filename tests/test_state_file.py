@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from binance_funding.state_file import AlreadyRunning, StateFile, StateReader, UnusableState, read, record_text
-from tests.fakes import EVENT_MS, NEXT_FUNDING_MS, WALL_S, put, record, state
+from tests.fakes import EVENT_MS, NEXT_FUNDING_MS, WALL_S, put, record, state, status
 
 PROJECT = Path(__file__).parent.parent
 LIMIT_S = 60.0
@@ -164,11 +164,26 @@ def test_the_records_can_be_taken_from_the_file_as_they_are(symbols: list[str], 
 
 def test_from_a_file_of_another_layout_no_records_are_taken(path: Path) -> None:
     """It is as valid, and may be what another program has put there."""
-    reader = StateReader(str(path))
-    for content in (json.dumps(state()), json.dumps(state(), indent=1), "junk"):
+    reader, two = StateReader(str(path)), state({"A": record(), "B": record()})
+    write(path, RECORD, RECORD.replace(b'"A"', b'"B"'))
+    laid_out = path.read_text()
+    for content in (
+        json.dumps(two),
+        json.dumps(two, indent=1),
+        json.dumps(two, indent=0, separators=(",", ":")),
+        laid_out.replace('"rest"}', '"rest"\n}'),
+        laid_out.replace('"rest"},', '"rest"},\n'),
+        laid_out.replace('{"version"', '{"x":{"funding_state":{\n"evil":{}\n}},"version"'),
+        laid_out.replace("{", '{"funding_state":{\n"evil":{}\n},', 1),
+        "junk",
+    ):
         put(path, content.encode())
         reader.refresh()
-        assert reader.records_json() is None
+        assert reader.records_json() is None, content
+        assert content == "junk" or reader.state is not None
+    write(path, RECORD)
+    reader.refresh()
+    assert reader.records_json() == b"{%b}" % RECORD
 
 
 def test_a_reader_never_sees_anything_broken_while_writers_are_killed(path: Path) -> None:
@@ -480,7 +495,17 @@ JUNK: dict[str, Any] = {
     "interval 25": state({"A": record(fundingIntervalHours=25)}),
     "interval text": state({"A": record(fundingIntervalHours="8")}),
     "interval list": state({"A": record(fundingIntervalHours=[])}),
+    "interval true": state({"A": record(fundingIntervalHours=True)}),
+    "interval with fraction": state({"A": record(fundingIntervalHours=8.0)}),
+    "record nested": state({"A": record(more={"x": [1]})}),
     "status list": state(connection_status=[]),
+    "status nested": state(connection_status=status(last_error=[[]])),
+    "polls true": state(connection_status={"rest": {"polls": True}}),
+    "polls text": state(connection_status={"rest": {"polls": "1\n2"}}),
+    "REST nested": state(connection_status={"rest": {"trouble": {}}}),
+    "comparison list": state(comparison={"last": [1]}),
+    "comparison nested": state(comparison={"last": {"only_in_rest_symbols": [["A"]]}}),
+    "comparison nested deeper": state(comparison={"last": {"only_in_rest_symbols": {"A": 1}}}),
     "rest list": state(connection_status={"rest": []}),
     "comparison null": state(comparison=None),
     "gaps null": state(gaps=None),

@@ -13,11 +13,12 @@ from binance_funding import events
 from binance_funding import stream as stream_module
 from binance_funding.book import Book
 from binance_funding.clock import Clock
+from binance_funding.feed import Feed
 from binance_funding.history import History
 from binance_funding.rates import FundingRate
 from binance_funding.service import Threads
 from binance_funding.settings import load
-from binance_funding.stream import Feed, StreamPool
+from binance_funding.stream import StreamPool
 from tests.exchange import ALL, FUTURE, ConnectionRecord, Exchange, Market, Which
 from tests.exchange.market import envelope
 from tests.programs import eventually, free_port

@@ -11,17 +11,20 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import websocket
 
 from binance_funding import connection as connection_module
 from binance_funding import events
+from binance_funding import feed as feed_module
 from binance_funding import stream as stream_module
 from binance_funding.book import Book
 from binance_funding.clock import Clock, Moment
 from binance_funding.connection import Connection, Ending
+from binance_funding.feed import Feed
 from binance_funding.history import History
 from binance_funding.rates import Decoded, decode_stream
 from binance_funding.settings import load
-from binance_funding.stream import Feed, StreamPool
+from binance_funding.stream import StreamPool
 from tests.exchange import Exchange, Market
 from tests.fakes import EVENT_MS, FakeClock, stream_row
 from tests.programs import eventually
@@ -459,6 +462,27 @@ def test_one_successor_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert world.pool.lost == 0
 
 
+def test_a_loss_amid_a_replacement_that_fails_is_mended_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The old connection goes while its successor is silent: the next one is live at once, and for a whole age."""
+    caplog.set_level(logging.INFO)
+    world = World(monkeypatch, STREAM_CONNECTIONS=1, CONNECTION_MAX_AGE_SECONDS=AGE_S)
+    world.advance(AGE_S - 5)
+    world.answer = opens_and_stays_silent
+    world.advance(10)
+    old, successor = world.open
+    old.ends()
+    world.advance(6)
+    world.answer = Line.brings
+    world.advance(20)
+    assert successor.ending is not None
+    assert len(world.pool.live()) == 1
+    assert caplog.messages[-1].startswith("stream recovered") or caplog.messages[-1].startswith("connected")
+    world.advance(AGE_S - 100)
+    assert (len(world.lines), world.pool.replaced) == (3, 0)
+
+
 def test_a_lost_connection_starts_a_new_age(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Its successor is told as connected and lives for its whole time."""
     caplog.set_level(logging.INFO)
@@ -618,7 +642,7 @@ def test_the_same_message_at_the_same_moment_is_decoded_once(monkeypatch: pytest
             twice.wait(0.3)  # as long as a second decoding may need to begin, if it is going to
         return decode_stream(message, received)
 
-    monkeypatch.setattr(stream_module, "decode_stream", decode)
+    monkeypatch.setattr(feed_module, "decode_stream", decode)
     taken.append(feed.take(payload))
     second.join(10)
     assert len(decodings) == 1
@@ -685,6 +709,24 @@ def test_a_name_that_cannot_be_resolved_means_that_nobody_is_there(monkeypatch: 
     assert connection.ending is not None
     assert connection.ending.nobody_there
     assert "DNS" in connection.ending.cause
+
+
+@pytest.mark.parametrize("reached", [False, True])
+def test_only_where_no_connection_came_about_does_a_timeout_mean_that_nobody_is_there(
+    monkeypatch: pytest.MonkeyPatch, reached: bool
+) -> None:
+    """Packets that are dropped burden no exchange; a handshake that hangs may be one that is overloaded."""
+
+    def connect(self: Any, *_arguments: object, **_options: object) -> None:
+        self.sock = socket.socket() if reached else None
+        raise websocket.WebSocketTimeoutException("timed out")
+
+    monkeypatch.setattr(websocket.WebSocket, "connect", connect)
+    connection = Connection(
+        1, "ws://x.example/", take=lambda payload: 0, clock=Clock(), connect_timeout_s=1, on_change=lambda: None
+    )
+    connection.run()
+    assert connection.ending == Ending("no answer in time while connecting", nobody_there=not reached)
 
 
 def test_a_connection_is_proven_by_its_first_mark_prices_and_fresh_by_its_last() -> None:

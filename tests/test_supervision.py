@@ -188,7 +188,7 @@ def test_status_tells_symbols_age_source_and_connections(house: House) -> None:
     for line in house.lines:
         line.ends()
     house.advance(190)
-    assert house.statuses[-1].startswith("2 symbols, newest 190 s old, source REST, 0 of 2 connections")
+    assert house.statuses[-1].startswith("2 symbols, newest 190 s old, source none, 0 of 2 connections")
     assert house.statuses[-1].endswith(", 2 stale")
 
 
@@ -231,6 +231,7 @@ def test_watchdog_is_not_fed_while_a_thread_is_stuck(
     house: House, caplog: pytest.LogCaptureFixture, thread: str, allowed_s: float
 ) -> None:
     """Neither too early nor never; the log names the thread, for whoever reads it after the restart."""
+    caplog.set_level(logging.INFO)
     house.advance(60)
     house.frozen = {thread}
     assert fed(house, allowed_s - 5) >= allowed_s - 6
@@ -241,6 +242,7 @@ def test_watchdog_is_not_fed_while_a_thread_is_stuck(
     house.frozen = set()
     house.advance(1)
     assert fed(house, 10) >= 9
+    assert len(lines_of(caplog, "moving again after_s=")) == 1
 
 
 def test_without_a_watchdog_none_is_fed(monkeypatch: pytest.MonkeyPatch, house: House) -> None:
@@ -261,22 +263,73 @@ def test_a_short_watchdog_makes_short_rounds(monkeypatch: pytest.MonkeyPatch, ho
 
 def test_a_wrong_clock_is_told_until_it_is_right(house: House, caplog: pytest.LogCaptureFixture) -> None:
     """Above 5 s in either direction, once and then seldom; a clock that goes wrong again is told again."""
+    caplog.set_level(logging.INFO)
     house.offset_s = 4.0
     house.advance(20)
     assert not lines_of(caplog, "clock")
     house.offset_s = 7.0
     house.advance(20)
-    told = lines_of(caplog, "clock")
+    told = lines_of(caplog, "clock cause")
     assert len(told) == 1
     assert "offset_s=7" in told[0]
     assert 'next="check NTP"' in told[0]
     house.offset_s = 0.0
     house.time.advance(10)  # the exchange's event times went back: its next ones must be newer
     house.advance(20)
+    assert len(lines_of(caplog, "clock right again after_s=")) == 1
     house.offset_s = -8.0
     house.time.advance(10)
     house.advance(20)
-    assert len(lines_of(caplog, "clock")) == 2
+    assert len(lines_of(caplog, "clock cause")) == 2
+
+
+def test_a_gap_is_told_with_the_trouble_of_its_time_only(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """Not with a loss or a refusal that was over before it began."""
+    house.advance(60)
+    house.binance.fails = lambda path: RestError("an old trouble", "500")
+    house.lines[0].ends("an old loss")
+    house.advance(120)
+    house.binance.fails = lambda path: None
+    house.advance(120)
+    house.symbols = []
+    house.advance(12)
+    house.symbols = ["BTCUSDT", "ETHUSDT"]
+    house.advance(5)
+    house.answer = refuses("a new refusal")
+    for line in house.lines:
+        line.ends("a new loss")
+    house.advance(25)
+    house.answer = Line.brings
+    house.advance(5)
+    assert [line.partition(" seconds=")[0] for line in lines_of(caplog, "gap ended")] == [
+        'gap ended cause="stream: nothing came"',
+        'gap ended cause="stream: a new refusal"',
+    ]
+
+
+def test_what_comes_and_goes_costs_few_lines(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """REST that fails every other time, handshakes that are refused every other time: an hour of it is no flood."""
+    caplog.set_level(logging.INFO)
+    house.advance(120)
+    caplog.clear()
+    turns = iter(range(1_000_000))
+    house.binance.fails = lambda path: RestError("HTTP 500", "500") if next(turns) % 2 else None
+
+    def answer(line: Line) -> None:
+        if next(turns) % 2:
+            refuses("HTTP 503")(line)
+            return
+        line.brings()
+        house.in_(5, line.ends)
+
+    house.answer = answer
+    for line in house.lines:
+        line.ends()
+    house.advance(HOUR_S)
+    assert len(caplog.records) < 50
+    assert {"REST refused", "REST recovered", "lost", "connect failed"} <= {
+        event for event in ("REST refused", "REST recovered", "lost", "connect failed") if lines_of(caplog, event)
+    }
 
 
 def test_a_part_of_the_market_that_lives_on_rest_is_told_when_it_changes(
@@ -385,6 +438,22 @@ def test_exit_status_tells_a_signal_from_a_dead_thread(house: House) -> None:
     assert house.told[-1] == "STOPPING=1"
     house.daemon._threads.crashed = "rest"
     assert house.daemon._end() == 70
+
+
+def test_a_bug_in_the_main_thread_is_told_like_any_other(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends the program with the same status, and the other threads in order."""
+
+    def buggy() -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(house.daemon, "_watch", buggy)
+    monkeypatch.setattr(house.daemon, "_start_threads", lambda: None)
+    monkeypatch.setattr(service, "on_signals", lambda stop: None)
+    assert house.daemon.run() == 70
+    assert "thread main died of an unexpected error: the program ends" in caplog.messages
+    assert house.told[-1] == "STOPPING=1"
 
 
 def test_a_connection_that_hangs_at_the_end_is_broken(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
