@@ -48,7 +48,9 @@ build_release() {
     install -d "$release/binance_funding"
     install -m 0644 "$source"/binance_funding/*.py "$release/binance_funding"
     install -m 0644 "$source/binance_funding_ws_daemon.py" "$source/funding_api_server.py" \
-        "$source/README.md" "$source/requirements.txt" "$release"
+        "$source/README.md" "$source/requirements.txt" "$source/.env.example" "$source"/*.service "$release"
+    cp -r "$source/docs" "$release" # the README refers to it
+    chmod -R a+rX "$release/docs"
     # Compiled now, because the services cannot write here.
     "$release/venv/bin/python" -m compileall -q "$release/binance_funding"
     for program in binance_funding_ws_daemon.py funding_api_server.py; do

@@ -173,7 +173,8 @@ def test_from_a_file_of_another_layout_no_records_are_taken(path: Path) -> None:
         json.dumps(two, indent=0, separators=(",", ":")),
         laid_out.replace('"rest"}', '"rest"\n}'),
         laid_out.replace('"rest"},', '"rest"},\n'),
-        laid_out.replace('{"version"', '{"x":{"funding_state":{\n"evil":{}\n}},"version"'),
+        laid_out.replace('{"version"', '{"x":{"funding_state":{\n"evil":{},\n"more":{}\n}},"version"'),
+        laid_out.replace('"B"', '"A"'),
         laid_out.replace("{", '{"funding_state":{\n"evil":{}\n},', 1),
         "junk",
     ):

@@ -474,7 +474,7 @@ def test_a_loss_amid_a_replacement_that_fails_is_mended_like_any_other(
     old, successor = world.open
     old.ends()
     world.advance(6)
-    world.answer = Line.brings
+    world.answer = lambda line: world.in_(3, line.brings)
     world.advance(20)
     assert successor.ending is not None
     assert len(world.pool.live()) == 1
