@@ -220,7 +220,7 @@ def test_status_shows_symbols_age_and_source(service: Service) -> None:
     pattern = r"Status: \"[1-9]\d* symbols, newest \d+ s old, source stream, 2 of 2 connections"
     wait_for(lambda: re.search(pattern, service.run("systemctl", "status", DAEMON).stdout), "the status line")
     service.exchange.down()
-    wait_for(lambda: "source REST, 0 of 2 connections" in service.show(DAEMON, "StatusText"), "the status to follow")
+    wait_for(lambda: "source none, 0 of 2 connections" in service.show(DAEMON, "StatusText"), "the status to follow")
 
 
 def test_stop_ends_both_within_3_s(service: Service) -> None:
