@@ -49,6 +49,8 @@ class Repeats:
     _FIRST_WAIT_S = 600.0
     _LONGEST_WAIT_S = 3600.0
     _CAUSES = 8
+    # Causes that begin alike are alike: what follows is often a quotation, another one each time.
+    _CAUSE_CHARACTERS = 48
     _RETURNS = 3
 
     def __init__(self, logger: logging.Logger, steady_s: Callable[[], float]) -> None:
@@ -59,18 +61,18 @@ class Repeats:
 
     def tell(self, event: str, cause: str, level: int = logging.WARNING, **facts: object) -> None:
         """Log the event with its cause, if it has one, unless it was told lately."""
-        now_s = self._steady_s()
+        now_s, kind = self._steady_s(), cause[: self._CAUSE_CHARACTERS]
         with self._lock:
             trouble = self._troubles.get(event)
             if trouble is None or self._is_past(trouble, now_s):
                 since_s = now_s if trouble is None or trouble.over_s is not None else trouble.since_s
                 wait_s = self._FIRST_WAIT_S
                 trouble = self._troubles[event] = _Trouble(now_s, since_s, now_s, wait_s, now_s + wait_s)
-            elif not self._is_due(trouble, cause, now_s):
+            elif not self._is_due(trouble, kind, now_s):
                 trouble.unheard += 1
                 return
             trouble.told = True
-            trouble.causes.add(cause)
+            trouble.causes.add(kind)
             repeated = {"repeated": trouble.unheard, "for_s": round(now_s - trouble.first_s)} if trouble.unheard else {}
             trouble.unheard = 0
         because = {"cause": cause} if cause else {}
@@ -81,7 +83,7 @@ class Repeats:
             return now_s - trouble.last_s > self._LONGEST_WAIT_S
         return now_s - trouble.over_s > self._FIRST_WAIT_S
 
-    def _is_due(self, trouble: _Trouble, cause: str, now_s: float) -> bool:
+    def _is_due(self, trouble: _Trouble, kind: str, now_s: float) -> bool:
         trouble.last_s = now_s
         came_back = trouble.over_s is not None
         if came_back:
@@ -93,7 +95,7 @@ class Repeats:
         if came_back and trouble.returns_told < self._RETURNS:
             trouble.returns_told += 1
             return True
-        return cause not in trouble.causes and len(trouble.causes) < self._CAUSES
+        return kind not in trouble.causes and len(trouble.causes) < self._CAUSES
 
     def over(self, *events: str) -> float | None:
         """End these troubles; return how many seconds the longest lasted, None if there was none or none was told."""

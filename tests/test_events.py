@@ -100,6 +100,14 @@ def test_a_new_cause_is_told_at_once_up_to_a_limit(teller: Teller, caplog: pytes
     assert len(caplog.messages) == 10
 
 
+def test_causes_that_only_quote_something_else_are_one(teller: Teller, caplog: pytest.LogCaptureFixture) -> None:
+    """A malformed row is another one in every message."""
+    for second in range(100):
+        teller.repeats.tell("rejected rows", f"ValueError event time in row {{'e': 'markPriceUpdate', 'E': {second}}}")
+        teller.time.advance(1)
+    assert len(caplog.messages) == 1
+
+
 def test_troubles_are_told_apart_by_their_event(teller: Teller, caplog: pytest.LogCaptureFixture) -> None:
     """One does not silence another."""
     teller.repeats.tell("lost", "cut")
