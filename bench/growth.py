@@ -14,10 +14,11 @@ from bench.server import running_server, slowest_ms
 from bench.subjects import Subject, market_of, next_messages, running_daemon
 from bench.table import Line, markdown
 from tests.exchange import Exchange, Market
+from tests.programs import STATE_FILE
 
 _ROWS = (1_000, 10_000, 50_000)
 _WARM_UP_TICKS, _TICKS = 2, 7
-_REPEATS = 3
+_REPEATS = 5
 _CHANGES = 5
 # Ten times the rows may cost eleven times as much.
 _ALLOWANCE = 1.1
@@ -37,7 +38,8 @@ def measure(folder: Path) -> str:
     """Return the table of growth: the smallest market is the yardstick of the others."""
     markets = {rows: market_of(rows) for rows in _ROWS}
     tick_s, daemon_mb = _daemons(markets, folder)
-    costs = {rows: Cost(tick_s[rows], daemon_mb[rows], *_server(rows, folder)) for rows in _ROWS}
+    served = _servers(folder)
+    costs = {rows: Cost(tick_s[rows], daemon_mb[rows], *served[rows]) for rows in _ROWS}
     smallest = costs[_ROWS[0]]
     lines = [line for rows in _ROWS for line in _lines(rows, costs[rows], smallest)]
     return markdown("Growth, two connections", f"{_ROWS[0]:,} rows", lines)
@@ -62,19 +64,29 @@ def _daemons(markets: dict[int, Market], folder: Path) -> tuple[dict[int, float]
     return {rows: statistics.median(costs_s) for rows, costs_s in taken_s.items()}, memory_mb
 
 
-def _server(rows: int, folder: Path) -> tuple[Load, float]:
-    """Serve what the daemon of that size has left; return the load for one symbol, and the wait after a change."""
-    path = folder / str(rows) / ".funding_state.json"
-    state = json.loads(path.read_text(encoding="utf-8"))
-    rewriter, waits_ms = Rewriter(path, state), []
-    with running_server(path, state) as server:
-        loads = [wrk(server, "/funding/BTCUSDT", {}, folder) for _ in range(_REPEATS)]
-        with socket.create_connection(("127.0.0.1", server.port)) as sock:
-            for _ in range(_CHANGES):
+def _servers(folder: Path) -> dict[int, tuple[Load, float]]:
+    """Serve what the daemons have left; return for each size the load for one symbol, and the wait after a change.
+
+    The sizes take turns, so that noise meets all alike.
+    """
+    loads: dict[int, list[Load]] = {rows: [] for rows in _ROWS}
+    waits_ms: dict[int, list[float]] = {rows: [] for rows in _ROWS}
+    with contextlib.ExitStack() as running:
+        servers = {}
+        for rows in _ROWS:
+            path = folder / str(rows) / STATE_FILE
+            state = json.loads(path.read_text(encoding="utf-8"))
+            servers[rows] = running.enter_context(running_server(path, state)), Rewriter(path, state)
+        for _ in range(_REPEATS):
+            for rows, (server, _rewriter) in servers.items():
+                loads[rows].append(wrk(server, "/funding/BTCUSDT", {}, folder))
+        for _ in range(_CHANGES):
+            for rows, (server, rewriter) in servers.items():
                 rewriter.write()
-                waits_ms.append(slowest_ms([sock], [_REQUEST]))
-    load = Load(*(statistics.median(values) for values in zip(*loads, strict=True)))
-    return load, statistics.median(waits_ms)
+                with socket.create_connection(("127.0.0.1", server.port)) as sock:
+                    waits_ms[rows].append(slowest_ms([sock], [_REQUEST]))
+    medians = {rows: Load(*map(statistics.median, zip(*taken, strict=True))) for rows, taken in loads.items()}
+    return {rows: (medians[rows], statistics.median(waits_ms[rows])) for rows in _ROWS}
 
 
 def _lines(rows: int, cost: Cost, smallest: Cost) -> list[Line]:

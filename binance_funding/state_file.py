@@ -12,6 +12,7 @@ import math
 import os
 import stat
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any, NoReturn
 
 VERSION = 1
@@ -216,7 +217,7 @@ def _check(state: Any, path: str) -> None:
             hours = record.get("fundingIntervalHours")
             if type(hours) is not int or hours not in _INTERVAL_HOURS:
                 raise ValueError("fundingIntervalHours")
-        _require_scalars([value for record in records for value in record.values()])
+        _require_scalars(chain.from_iterable([record.values() for record in records]))
         _check_statistics(state)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UnusableState(f"{path}: not a state file ({type(error).__name__}: {error})") from error
@@ -245,15 +246,15 @@ def _check_statistics(state: dict[str, Any]) -> None:
 
 def _require_numbers(values: list[Any]) -> None:
     # Not bool, which is an int, and no integer too large for a float. Looked at together, since there are thousands.
-    if not {type(value) for value in values} <= {int, float}:
+    if not set(map(type, values)) <= {int, float}:
         raise ValueError("what should be a number is none")
     if values and not -1e300 < min(values) <= max(values) < 1e300:
         raise ValueError("a number is too large")
 
 
-def _require_scalars(values: list[Any]) -> None:
+def _require_scalars(values: Iterable[Any]) -> None:
     # What is nested deep enough to be parsed may still be too deep to be written by somebody further down the stack.
-    if not {type(value) for value in values} <= {str, int, float, bool, type(None)}:
+    if not set(map(type, values)) <= {str, int, float, bool, type(None)}:
         raise TypeError("a nested value")
 
 
