@@ -49,7 +49,9 @@ build_release() {
     install -m 0644 "$source"/binance_funding/*.py "$release/binance_funding"
     install -m 0644 "$source/binance_funding_ws_daemon.py" "$source/funding_api_server.py" \
         "$source/README.md" "$source/requirements.txt" "$source/.env.example" "$source"/*.service "$release"
-    cp -r "$source/docs" "$release" # the README refers to it
+    # The README refers to these.
+    install -D -m 0644 -t "$release/bench" "$source/bench/results.md"
+    cp -r "$source/docs" "$release"
     chmod -R a+rX "$release/docs"
     # Compiled now, because the services cannot write here.
     "$release/venv/bin/python" -m compileall -q "$release/binance_funding"

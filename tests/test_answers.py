@@ -441,6 +441,7 @@ def test_a_daemon_that_stopped_writing_is_unhealthy_while_its_data_are_fresh(ser
     server.time.advance(0.5)
     body = health(server, "unhealthy")
     assert body["error"].startswith("the daemon has not written for ")
+    assert body["uptimeSeconds"] is None
     assert (body["daemonAlive"], body["websocketConnected"], body["connections"]) == (False, False, 0)
     assert server.get("/funding/BTCUSDT").status == 200
 

@@ -609,6 +609,14 @@ def test_everybody_can_read_the_installation(service: Service) -> None:
     assert service.run("find", f"{PREFIX}/current/binance_funding/__pycache__", "-name", "*.pyc").stdout
 
 
+def test_what_the_readme_refers_to_is_installed_too(service: Service) -> None:
+    """`systemctl help` leads to it; its links lead on."""
+    release = service.machine.path(f"{PREFIX}/{service.run('readlink', f'{PREFIX}/current').stdout.strip()}")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (release / "README.md").read_text(encoding="utf-8"))
+    assert len(set(links)) >= 5
+    assert [link for link in links if not (release / link).exists()] == []
+
+
 def test_installed_settings_are_the_defaults(service: Service, installation: Installation) -> None:
     """All are commented out, and uncommented they are taken by systemd and by both programs."""
     assert [line for line in installation.settings.splitlines() if line and not line.startswith("#")] == []
