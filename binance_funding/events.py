@@ -1,6 +1,7 @@
 """How events are told in the log: one line each, key=value, and what repeats at growing intervals."""
 
 import logging
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,10 @@ def _value(value: object) -> str:
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else repr(c)[1:-1] for c in escaped) + '"'
+
+
+# What a cause quotes may be something else each time; it is the same cause all the same.
+_QUOTATION = re.compile("['\"{]")
 
 
 @dataclass
@@ -49,8 +54,6 @@ class Repeats:
     _FIRST_WAIT_S = 600.0
     _LONGEST_WAIT_S = 3600.0
     _CAUSES = 8
-    # Causes that begin alike are alike: what follows is often a quotation, another one each time.
-    _CAUSE_CHARACTERS = 48
     _RETURNS = 3
 
     def __init__(self, logger: logging.Logger, steady_s: Callable[[], float]) -> None:
@@ -61,7 +64,7 @@ class Repeats:
 
     def tell(self, event: str, cause: str, level: int = logging.WARNING, **facts: object) -> None:
         """Log the event with its cause, if it has one, unless it was told lately."""
-        now_s, kind = self._steady_s(), cause[: self._CAUSE_CHARACTERS]
+        now_s, kind = self._steady_s(), _QUOTATION.split(cause, maxsplit=1)[0]
         with self._lock:
             trouble = self._troubles.get(event)
             if trouble is None or self._is_past(trouble, now_s):

@@ -277,7 +277,7 @@ class StreamPool:
 
     def _replace(self, slot: _Slot, successor: Connection, now_s: float) -> None:
         old = slot.current
-        slot.current, slot.successor, slot.replace_at_s = successor, None, math.inf
+        slot.current, slot.successor = successor, None
         if old is not None:
             old.close()
             self._leaving.append((old, now_s + _GOODBYE_S))

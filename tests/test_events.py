@@ -108,6 +108,13 @@ def test_causes_that_only_quote_something_else_are_one(teller: Teller, caplog: p
     assert len(caplog.messages) == 1
 
 
+def test_causes_that_differ_in_their_last_word_are_two(teller: Teller, caplog: pytest.LogCaptureFixture) -> None:
+    """Another status is another cause."""
+    for status in (500, 503, 500):
+        teller.repeats.tell("connect failed", f"handshake refused: Binance has trouble of its own (HTTP {status})")
+    assert len(caplog.messages) == 2
+
+
 def test_troubles_are_told_apart_by_their_event(teller: Teller, caplog: pytest.LogCaptureFixture) -> None:
     """One does not silence another."""
     teller.repeats.tell("lost", "cut")
