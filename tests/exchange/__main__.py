@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import signal
-import threading
 
-from tests.exchange import Exchange, Market
+from tests.exchange import FUTURE, Exchange, Market
 
 
 def main() -> None:
@@ -19,10 +18,11 @@ def main() -> None:
     parser.add_argument("--pong-deadline", type=float, default=600.0, help="seconds to answer a ping")
     parser.add_argument("--lifetime", type=float, default=86_400.0, help="seconds after which a connection is cut")
     parser.add_argument("--usd-m", type=int, default=664, help="USD-M perpetuals")
+    parser.add_argument("--lag", type=float, default=0.0, help="seconds by which the stream's event times are behind")
+    parser.add_argument("--time-skew", type=float, default=0.0, help="seconds by which /fapi/v1/time is ahead")
     options = parser.parse_args()
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    signals = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # the exchange's thread inherits this: they wait for sigwait
     exchange = Exchange(
         Market(usd_m=options.usd_m),
         tick_s=options.tick,
@@ -32,10 +32,12 @@ def main() -> None:
         ws_port=options.ws_port,
         rest_port=options.rest_port,
     )
+    exchange.rest_time_skew_s = options.time_skew
+    exchange.lag(FUTURE, options.lag)
     with exchange:
         print(f"BINANCE_WS_URLS={exchange.ws_url},{exchange.retired_url}", flush=True)
         print(f"BINANCE_REST_URL={exchange.rest_url}", flush=True)
-        stop.wait()
+        signal.sigwait(signals)
 
 
 if __name__ == "__main__":

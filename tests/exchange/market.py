@@ -11,7 +11,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 STREAM = "!markPrice@arr"
@@ -60,17 +60,20 @@ class Instrument:
 
 
 class Market:
-    """The instruments and their numbers; pure, but for three sets a test may fill at any time.
+    """The instruments and their numbers; pure, but for what a test may change at any time, from any thread.
 
     `only_in_rest` and `only_in_stream` are left out of the other source; the REST rows of `rest_mismatch` differ
     by more than any comparison tolerates (1 % of the mark price, 0.0005 of the funding rate).
-    Membership is read anew for every message and answer; filling the sets from another thread is safe.
+    `lag`, `halt`, `list_later` and `unlist` change event times and what there is. All this is read anew for every
+    message and answer. `row` and `expected` know the numbers of every symbol that was ever listed.
     """
 
     def __init__(self, *, usd_m: int = 664, tradfi: int = 217, coin_m: int = 30, fundless: int = 51) -> None:
         self.only_in_rest: set[str] = set()
         self.only_in_stream: set[str] = set()
         self.rest_mismatch: set[str] = set()
+        self._behind_ms: dict[str, int] = {}
+        self._halted_at_ms: dict[str, int] = {}
         usd_m_symbols = _symbols(USD_M_BASES, "USDT", "SIM{:03d}USDT", usd_m)
         tradfi_symbols = _symbols(TRADFI_BASES, "USDT", "EQ{:03d}USDT", tradfi)
         coin_m_symbols = _symbols(COIN_M_BASES, "USD_PERP", "SIM{:03d}USD_PERP", coin_m)
@@ -90,7 +93,7 @@ class Market:
         self.fundless_symbols = frozenset(fundless_symbols)
 
     def row(self, symbol: str, event_time_ms: int) -> dict[str, Any]:
-        """Return the stream's row of a symbol. Raises KeyError for a symbol the market does not have."""
+        """Return the stream's row of a symbol. Raises KeyError for a symbol the market never had."""
         return _row(self._by_symbol[symbol], event_time_ms)
 
     def expected(self, symbol: str, event_time_ms: int) -> Expected:
@@ -109,11 +112,49 @@ class Market:
         """Return the hours between two fundings of a symbol: 1, 2, 4 or 8."""
         return self._by_symbol[symbol].interval_h
 
+    def list_later(self, symbols: Iterable[str], interval_h: int = 4) -> None:
+        """Add USD-M perpetuals to both sources, and to the funding info with that interval.
+
+        Raises ValueError for a symbol that is listed already.
+        """
+        names = list(symbols)
+        if listed := self.symbols.intersection(names):
+            raise ValueError(f"listed already: {sorted(listed)}")
+        added = [replace(_instrument(one), interval_h=interval_h, interval_listed=True) for one in names]
+        self._by_symbol.update({one.symbol: one for one in added})
+        self._usd_m = self._usd_m + added
+        self.symbols = self.symbols.union(names)
+
+    def unlist(self, symbols: Iterable[str]) -> None:
+        """Take perpetuals out of both sources and of the funding info. Raises KeyError for one that is not listed."""
+        gone = frozenset(symbols)
+        if unknown := gone - self.symbols:
+            raise KeyError(*sorted(unknown))
+        self._usd_m = [one for one in self._usd_m if one.symbol not in gone]
+        self._tradfi = [one for one in self._tradfi if one.symbol not in gone]
+        self.symbols = self.symbols - gone
+        self.tradfi_symbols = self.tradfi_symbols - gone
+
+    def lag(self, symbols: Iterable[str], behind_ms: int) -> None:
+        """Let the stream's event times of some symbols be that far behind the others'; 0 ends it."""
+        self._behind_ms = {**self._behind_ms, **dict.fromkeys(symbols, behind_ms)}
+
+    def halt(self, symbols: Iterable[str], event_time_ms: int) -> None:
+        """Let neither source bring rows of these symbols newer than an event time: that is sent again instead."""
+        self._halted_at_ms = {**self._halted_at_ms, **dict.fromkeys(symbols, event_time_ms)}
+
+    def resume(self, symbols: Iterable[str]) -> None:
+        """End a halt."""
+        resumed = frozenset(symbols)
+        self._halted_at_ms = {one: at_ms for one, at_ms in self._halted_at_ms.items() if one not in resumed}
+
     def messages(self, event_time_ms: int, stream: str = STREAM) -> tuple[str, ...]:
         """Return the messages of one tick: all but TradFi, then TradFi (left out in a market without any)."""
         parts = [self._first_message(), self._tradfi] if self._tradfi else [self._first_message()]
         return tuple(
-            envelope([_row(one, event_time_ms) for one in part if one.symbol not in self.only_in_rest], stream)
+            envelope(
+                [self._stream_row(one, event_time_ms) for one in part if one.symbol not in self.only_in_rest], stream
+            )
             for part in parts
         )
 
@@ -121,7 +162,9 @@ class Market:
         """Return the answer of `GET /fapi/v1/premiumIndex` without symbol: everything but COIN-M."""
         instruments = self._usd_m + self._fundless + self._tradfi
         return [
-            self._premium_index_row(one, event_time_ms) for one in instruments if one.symbol not in self.only_in_stream
+            self._premium_index_row(one, self._held(one.symbol, event_time_ms))
+            for one in instruments
+            if one.symbol not in self.only_in_stream
         ]
 
     def funding_info(self) -> list[dict[str, Any]]:
@@ -140,6 +183,13 @@ class Market:
 
     def _first_message(self) -> list[Instrument]:
         return self._usd_m + self._coin_m + self._fundless
+
+    def _held(self, symbol: str, event_time_ms: int) -> int:
+        return min(event_time_ms, self._halted_at_ms.get(symbol, event_time_ms))
+
+    def _stream_row(self, one: Instrument, event_time_ms: int) -> dict[str, Any]:
+        behind_ms = self._behind_ms.get(one.symbol, 0)
+        return _row(one, self._held(one.symbol, event_time_ms - behind_ms))
 
     def _premium_index_row(self, one: Instrument, event_time_ms: int) -> dict[str, Any]:
         row = _row(one, event_time_ms)

@@ -18,6 +18,7 @@ from tests.exchange.stream import RECORDS_KEPT, reset_transport
 
 PREMIUM_INDEX = "/fapi/v1/premiumIndex"
 FUNDING_INFO = "/fapi/v1/fundingInfo"
+SERVER_TIME = "/fapi/v1/time"
 ALL_SYMBOLS_WEIGHT = 10
 WEIGHT_PER_MINUTE = 2400
 
@@ -64,20 +65,29 @@ class RestService:
     def __init__(
         self,
         market: Market,
-        event_time_ms: Callable[[], int],
         now_ms: Callable[[], int],
-        changed: Callable[[], None],
+        row_time_ms: Callable[[], int],
+        server_time_ms: Callable[[], int],
     ) -> None:
         self.requests: deque[RestRequest] = deque(maxlen=RECORDS_KEPT)
-        self.fault: RestFault | None = None
+        self._faults: dict[str, RestFault] = {}  # by path
         self._market = market
-        self._event_time_ms = event_time_ms
         self._now_ms = now_ms
-        self._changed = changed
+        self._row_time_ms = row_time_ms
+        self._server_time_ms = server_time_ms
         self._server: asyncio.Server | None = None
         self._serving: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._weight_minute = 0
         self._weight_used = 0
+
+    def set_fault(self, fault: RestFault) -> None:
+        """Let a fault begin. It replaces those for its own path and for paths that begin with it."""
+        self.clear_faults(fault.path)
+        self._faults[fault.path] = fault
+
+    def clear_faults(self, path: str) -> None:
+        """End the faults for a path and for paths that begin with it."""
+        self._faults = {one: fault for one, fault in self._faults.items() if not one.startswith(path)}
 
     async def listen(self, sock: socket.socket) -> None:
         """Accept connections on a bound socket, which then belongs to the server."""
@@ -126,7 +136,6 @@ class RestService:
         how: How = "answer" if fault is None else fault.how
         status = 0 if how in ("hang", "reset") else answer.status
         self.requests.append(RestRequest(time.time(), target, headers, status))
-        self._changed()
         return await self._send(answer, fault, how, reader, writer)
 
     async def _send(
@@ -158,13 +167,15 @@ class RestService:
         return how != "cut"
 
     def _next_fault(self, target: str) -> RestFault | None:
-        fault = self.fault
-        if fault is None or not target.startswith(fault.path):
+        """Return the fault for a target, of several the one with the longest path, and count it."""
+        path = max((one for one in self._faults if target.startswith(one)), key=len, default=None)
+        if path is None:
             return None
+        fault = self._faults[path]
         if fault.remaining is not None:
             fault.remaining -= 1
             if fault.remaining <= 0:
-                self.fault = None
+                del self._faults[path]
         return fault
 
     def _answer(self, method: str, target: str) -> _Answer:
@@ -174,18 +185,26 @@ class RestService:
             return _json(405, {"code": -1, "msg": "Method not allowed."})
         if url.path == FUNDING_INFO:
             return _json(200, self._market.funding_info())
-        if url.path != PREMIUM_INDEX:
-            return _json(404, {"code": -5000, "msg": f"Path {url.path}, Method GET is invalid"})
-        answer = self._weigh(1 if symbol else ALL_SYMBOLS_WEIGHT) or self._premium_index(symbol)
-        answer.headers["X-MBX-USED-WEIGHT-1M"] = str(self._weight_used)
-        return answer
+        if url.path == SERVER_TIME:
+            return self._weighed(1, self._server_time)
+        if url.path == PREMIUM_INDEX:
+            return self._weighed(1 if symbol else ALL_SYMBOLS_WEIGHT, lambda: self._premium_index(symbol))
+        return _json(404, {"code": -5000, "msg": f"Path {url.path}, Method GET is invalid"})
+
+    def _server_time(self) -> _Answer:
+        return _json(200, {"serverTime": self._server_time_ms()})
 
     def _premium_index(self, symbol: str) -> _Answer:
-        rows = self._market.premium_index(self._event_time_ms())
+        rows = self._market.premium_index(self._row_time_ms())
         if not symbol:
             return _json(200, rows)
         row = next((row for row in rows if row["symbol"] == symbol), None)
         return _json(200, row) if row else _json(400, {"code": -1121, "msg": "Invalid symbol."})
+
+    def _weighed(self, weight: int, answer: Callable[[], _Answer]) -> _Answer:
+        weighed = self._weigh(weight) or answer()
+        weighed.headers["X-MBX-USED-WEIGHT-1M"] = str(self._weight_used)
+        return weighed
 
     def _weigh(self, weight: int) -> _Answer | None:
         """Count a request's weight; return the refusal when the minute's allowance is spent."""

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
-import threading
 import time
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from websockets.frames import Opcode
 
+from tests.exchange.loop import LoopThread
 from tests.exchange.market import STREAM, STREAM_1S, Market, envelope
-from tests.exchange.rest import How, RestFault, RestRequest, RestService
+from tests.exchange.rest import PREMIUM_INDEX, How, RestFault, RestRequest, RestService
 from tests.exchange.stream import (
     LIVE_PATH,
     RETIRED_PATH,
     Attempt,
     Connection,
     ConnectionRecord,
+    Lag,
     Refusal,
     StreamService,
     Timing,
 )
+from tests.support.waiting import PATIENCE_S, eventually
 
 HOST = "127.0.0.1"
-CALL_TIMEOUT_S = 30.0
 DEFAULT_BODIES = {
     403: "<html><head><title>403</title></head><body>Request blocked by the firewall.</body></html>",
     418: '{"code":-1003,"msg":"Way too many requests; this IP is banned for now."}',
@@ -83,18 +82,19 @@ class Exchange:
         self.market = market or Market()
         self.clock_offset_s = clock_offset_s
         """The exchange's clock minus this host's. May be changed at any time."""
-        self._changes = threading.Condition()  # wakes the waiters of wait(); guards nothing else
+        self.rest_time_skew_s = 0.0
+        """What `GET /fapi/v1/time` tells minus the exchange's clock. May be changed at any time."""
+        self.rest_time_jump_s = 0.0
+        """Every other answer of `GET /fapi/v1/time` is off by this as well. May be changed at any time."""
+        self.rest_row_skew_s = 0.0
+        """Event time of REST rows minus the exchange's clock. May be changed at any time."""
+        self._times_asked = 0
+        self._thread = LoopThread("simulated-exchange", self._start, self._stop)
         timing = Timing(tick_s, ping_s, pong_deadline_s, lifetime_s)
-        self._stream = StreamService(self.market, timing, self.now_ms, self._changed, self._spawn)
-        self._rest = RestService(self.market, self._rest_time_ms, self.now_ms, self._changed)
+        self._stream = StreamService(self.market, timing, self.now_ms, self._thread.spawn)
+        self._rest = RestService(self.market, self.now_ms, self._row_time_ms, self._server_time_ms)
         self._ports = {"ws": ws_port, "rest": rest_port}
         self._reserved: dict[str, socket.socket] = {}
-        self._errors: list[BaseException] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._started: Future[None] = Future()
-        self._loop: asyncio.AbstractEventLoop
-        self._stop: asyncio.Event
-        self._thread = threading.Thread(target=self._run, name="simulated-exchange", daemon=True)
 
     # Life
 
@@ -106,17 +106,10 @@ class Exchange:
             opened.pop_all()
         self._ports = {name: sock.getsockname()[1] for name, sock in self._reserved.items()}
         self._thread.start()
-        self._started.result(CALL_TIMEOUT_S)
 
     def stop(self) -> None:
         """Reset all connections, close the ports, join the thread. Raises the thread's first error."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(CALL_TIMEOUT_S)
-            if self._thread.is_alive():
-                raise TimeoutError("the simulated exchange did not stop")
-        if self._errors:
-            raise self._errors[0]
+        self._thread.stop()
 
     def __enter__(self) -> Exchange:
         self.start()
@@ -128,29 +121,39 @@ class Exchange:
     # Addresses and records
 
     @property
+    def ws_port(self) -> int:
+        """The port of the WebSocket side."""
+        return self._ports["ws"]
+
+    @property
+    def rest_port(self) -> int:
+        """The port of the REST side."""
+        return self._ports["rest"]
+
+    @property
     def ws_url(self) -> str:
         """The live stream's URL, with a tick every `tick_s`."""
-        return f"ws://{HOST}:{self._ports['ws']}{LIVE_PATH}?streams={STREAM}"
+        return f"ws://{HOST}:{self.ws_port}{LIVE_PATH}?streams={STREAM}"
 
     @property
     def ws_url_1s(self) -> str:
         """The live stream's URL with a tick every second."""
-        return f"ws://{HOST}:{self._ports['ws']}{LIVE_PATH}?streams={STREAM_1S}"
+        return f"ws://{HOST}:{self.ws_port}{LIVE_PATH}?streams={STREAM_1S}"
 
     @property
     def retired_url(self) -> str:
         """The old URL: the handshake succeeds, pings come, data never does."""
-        return f"ws://{HOST}:{self._ports['ws']}{RETIRED_PATH}?streams={STREAM}"
+        return f"ws://{HOST}:{self.ws_port}{RETIRED_PATH}?streams={STREAM}"
 
     @property
     def rest_url(self) -> str:
         """The REST base."""
-        return f"http://{HOST}:{self._ports['rest']}"
+        return f"http://{HOST}:{self.rest_port}"
 
     @property
     def connections(self) -> list[ConnectionRecord]:
         """Every connection whose handshake succeeded, oldest first."""
-        return self._call(lambda: list(self._stream.records))
+        return self._thread.call(lambda: list(self._stream.records))
 
     @property
     def live(self) -> list[ConnectionRecord]:
@@ -160,37 +163,27 @@ class Exchange:
     @property
     def attempts(self) -> list[Attempt]:
         """Every WebSocket handshake, refused ones included."""
-        return self._call(lambda: list(self._stream.attempts))
+        return self._thread.call(lambda: list(self._stream.attempts))
 
     @property
     def ticks(self) -> list[int]:
         """The event times of the ticks so far, in ms."""
-        return self._call(lambda: list(self._stream.ticks))
+        return self._thread.call(lambda: list(self._stream.ticks))
 
     @property
     def rest_requests(self) -> list[RestRequest]:
         """Every REST request so far."""
-        return self._call(lambda: list(self._rest.requests))
+        return self._thread.call(lambda: list(self._rest.requests))
 
     def now_ms(self) -> int:
         """Return the exchange's clock, in Unix milliseconds."""
         return int((time.time() + self.clock_offset_s) * 1000)
 
-    def wait(self, condition: Callable[[], T], timeout_s: float = 30.0, what: str = "the condition") -> T:
-        """Wait until a condition holds and return its value. Raises TimeoutError after `timeout_s`.
+    def wait(self, condition: Callable[[], T], timeout_s: float = PATIENCE_S, what: str = "the condition") -> T:
+        """Wait until a condition holds and return its value. Raises AssertionError after `timeout_s`."""
+        return eventually(condition, what, timeout_s)
 
-        It is looked at after every event in the exchange, and 20 times a second for what happens elsewhere.
-        """
-        deadline = time.monotonic() + timeout_s
-        while True:
-            if value := condition():
-                return value
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{what} did not come true within {timeout_s:g} s")
-            with self._changes:
-                self._changes.wait(0.05)
-
-    def wait_for_live(self, count: int = 1, timeout_s: float = 30.0) -> list[ConnectionRecord]:
+    def wait_for_live(self, count: int = 1, timeout_s: float = PATIENCE_S) -> list[ConnectionRecord]:
         """Wait until at least so many connections are live and return them."""
         return self.wait(
             lambda: live if len(live := self.live) >= count else [], timeout_s, f"{count} live connections"
@@ -201,7 +194,7 @@ class Exchange:
     def tick(self, event_time_ms: int | None = None) -> int:
         """Send a tick now, besides the regular ones; return its event time (default: now)."""
         at_ms = self.now_ms() if event_time_ms is None else event_time_ms
-        self._call(lambda: self._stream.tick(STREAM, at_ms))
+        self._thread.call(lambda: self._stream.tick(STREAM, at_ms))
         return at_ms
 
     def ping(self, which: Which = ALL) -> None:
@@ -260,7 +253,7 @@ class Exchange:
 
     def behave(self, which: Which = ALL) -> None:
         """End all lasting misbehaviour of the connections meant."""
-        self._change(which, data=True, parts=(0, 1), event_time_ms=None, stalled=False, trickle=None)
+        self._change(which, data=True, parts=(0, 1), event_time_ms=None, lag=Lag(0.0), stalled=False, trickle=None)
 
     def stall(self, which: Which = ALL) -> None:
         """Turn into a black hole: open, nothing comes, nothing received counts, a FIN is not answered."""
@@ -272,8 +265,20 @@ class Exchange:
 
     def stand_still(self, which: Which = ALL, event_time_ms: int | None = None) -> None:
         """Repeat one event time (default: the last tick's, else now) and its numbers with every tick."""
-        at_ms = event_time_ms or self._call(lambda: self._stream.last_event_time_ms) or self.now_ms()
+        at_ms = event_time_ms or self._thread.call(lambda: self._stream.last_event_time_ms) or self.now_ms()
         self._change(which, event_time_ms=at_ms)
+
+    def lag(self, which: Which = ALL, behind_s: float = 0.0, growing_s_per_s: float = 0.0) -> None:
+        """Let event times fall behind the exchange's clock, by `growing_s_per_s` more each second from now on.
+
+        The numbers are those of the event times sent. With FUTURE each connection's lag grows from its opening.
+        A connection that is to stand still goes on doing so.
+        """
+        self._change(which, lag=Lag(behind_s, growing_s_per_s))
+
+    def lead(self, which: Which = ALL, ahead_s: float = 0.0) -> None:
+        """Let event times be ahead of the exchange's clock."""
+        self.lag(which, -ahead_s)
 
     def only_first_message(self, which: Which = ALL) -> None:
         """Send only the first message of every tick: all but TradFi."""
@@ -286,6 +291,26 @@ class Exchange:
     def trickle(self, which: Which = ALL, piece_bytes: int = 1, pause_s: float = 0.01) -> None:
         """Send everything, pings included, in small pieces with pauses."""
         self._change(which, trickle=(piece_bytes, pause_s))
+
+    # Symbols that misbehave on all connections, until told otherwise
+
+    def lag_symbols(self, symbols: Iterable[str], behind_s: float) -> None:
+        """Let these symbols' event times be behind those of the others in the stream; 0 ends it. REST is current."""
+        self.market.lag(symbols, round(behind_s * 1000))
+
+    def halt(self, symbols: Iterable[str]) -> int:
+        """Let stream and REST bring nothing newer of these symbols; return the event time at which they stand.
+
+        Their rows still come, with that event time; add them to `market.only_in_rest` to keep the stream's away.
+        """
+        last_ms = self._thread.call(lambda: self._stream.last_event_time_ms) or 0
+        at_ms = max(last_ms, self.now_ms() // 1000 * 1000)
+        self.market.halt(symbols, at_ms)
+        return at_ms
+
+    def resume(self, symbols: Iterable[str]) -> None:
+        """End a halt."""
+        self.market.resume(symbols)
 
     # Handshakes and reachability
 
@@ -300,7 +325,7 @@ class Exchange:
     ) -> None:
         """Answer the next `count` WebSocket handshakes (None: all until accepted again) with a status."""
         refusal = Refusal(status, _body(status, body), _headers(retry_after_s, headers), count)
-        self._call(lambda: setattr(self._stream, "refusal", refusal))
+        self._thread.call(lambda: setattr(self._stream, "refusal", refusal))
 
     def hang_handshakes(self, count: int | None = None) -> None:
         """Accept TCP connections but leave WebSocket handshakes unanswered."""
@@ -308,21 +333,22 @@ class Exchange:
 
     def accept_handshakes(self) -> None:
         """Answer handshakes as usual again."""
-        self._call(lambda: setattr(self._stream, "refusal", None))
+        self._thread.call(lambda: setattr(self._stream, "refusal", None))
 
     def down(self, *, ws: bool = True, rest: bool = True) -> None:
         """Refuse TCP connections and reset the open ones. The ports stay reserved for `up`."""
-        self._await(self._down(ws, rest))
+        self._thread.run(self._down(ws, rest))
 
     def up(self, *, ws: bool = True, rest: bool = True) -> None:
         """Listen on the same ports again."""
-        self._await(self._up(ws, rest))
+        self._thread.run(self._up(ws, rest))
 
-    # REST faults, until rest_ok()
+    # REST faults, until rest_ok(), each for requests of which the target begins with `path`. A new fault replaces
+    # those for its own path and for longer ones; of several that remain, the one with the longest path counts.
 
-    def rest_ok(self) -> None:
+    def rest_ok(self, *, path: str = "/") -> None:
         """Answer REST requests as usual again."""
-        self._call(lambda: setattr(self._rest, "fault", None))
+        self._thread.call(lambda: self._rest.clear_faults(path))
 
     def rest_fault(
         self,
@@ -335,7 +361,7 @@ class Exchange:
         count: int | None = None,
         path: str = "/",
     ) -> None:
-        """Answer the next `count` requests (None: all until `rest_ok`) for targets beginning with `path`.
+        """Answer the next `count` requests (None: all until `rest_ok`) with a status and a body.
 
         Without a body, 403, 418, 429 and 451 carry one like the exchange's, without the time a ban ends.
         """
@@ -343,74 +369,68 @@ class Exchange:
         all_headers = {"Content-Type": content_type, **_headers(retry_after_s, headers)}
         self._set_rest_fault(RestFault(status, content, all_headers, "answer", count, path))
 
-    def rest_ban(self, until_ms: int, *, retry_after_s: int | None = None, count: int | None = None) -> None:
+    def rest_ban(
+        self, until_ms: int, *, retry_after_s: int | None = None, count: int | None = None, path: str = "/"
+    ) -> None:
         """Answer 418 with the end of the ban in the body."""
         body = f'{{"code":-1003,"msg":"Way too many requests; IP banned until {until_ms}. Use the websocket."}}'
-        self.rest_fault(418, body=body, retry_after_s=retry_after_s, count=count)
+        self.rest_fault(418, body=body, retry_after_s=retry_after_s, count=count, path=path)
 
-    def rest_garbage(self) -> None:
+    def rest_garbage(self, *, path: str = "/") -> None:
         """Answer 200 with bytes that are neither JSON nor UTF-8."""
-        self.rest_fault(200, body=b'\x00\xff[{"symbol":')
+        self.rest_fault(200, body=b'\x00\xff[{"symbol":', path=path)
 
-    def rest_html(self) -> None:
+    def rest_html(self, *, path: str = "/") -> None:
         """Answer 200 with a page of HTML, as gateways do."""
-        self.rest_fault(200, body="<html><body>Back soon</body></html>", content_type="text/html")
+        self.rest_fault(200, body="<html><body>Back soon</body></html>", content_type="text/html", path=path)
 
-    def rest_wrong_shape(self) -> None:
-        """Answer 200 with good JSON that is not a list of rows."""
-        self.rest_fault(200, body='{"rows":[1,null,"BTCUSDT"]}')
+    def rest_wrong_shape(self, *, path: str = "/") -> None:
+        """Answer 200 with good JSON of a shape that no endpoint has."""
+        self.rest_fault(200, body='{"rows":[1,null,"BTCUSDT"]}', path=path)
 
-    def rest_hang(self) -> None:
+    def rest_empty(self, *, path: str = PREMIUM_INDEX) -> None:
+        """Answer 200 with an empty list."""
+        self.rest_fault(200, body="[]", path=path)
+
+    def rest_hang(self, *, path: str = "/") -> None:
         """Accept requests and never answer."""
-        self._rest_how("hang")
+        self._rest_how("hang", path)
 
-    def rest_trickle(self, pause_s: float = 0.01) -> None:
+    def rest_trickle(self, pause_s: float = 0.01, *, path: str = "/") -> None:
         """Send the right answer byte by byte, with a pause after each."""
-        self._set_rest_fault(RestFault(how="trickle", pause_s=pause_s))
+        self._set_rest_fault(RestFault(how="trickle", pause_s=pause_s, path=path))
 
-    def rest_cut(self) -> None:
+    def rest_cut(self, *, path: str = "/") -> None:
         """Send half of the right answer, then a FIN."""
-        self._rest_how("cut")
+        self._rest_how("cut", path)
 
-    def rest_reset(self) -> None:
+    def rest_reset(self, *, path: str = "/") -> None:
         """Answer every request with an RST."""
-        self._rest_how("reset")
+        self._rest_how("reset", path)
 
-    def _rest_how(self, how: How) -> None:
-        self._set_rest_fault(RestFault(how=how))
+    def _rest_how(self, how: How, path: str) -> None:
+        self._set_rest_fault(RestFault(how=how, path=path))
 
     def _set_rest_fault(self, fault: RestFault) -> None:
-        self._call(lambda: setattr(self._rest, "fault", fault))
+        self._thread.call(lambda: self._rest.set_fault(fault))
 
     # The exchange's own thread
 
-    def _run(self) -> None:
-        asyncio.run(self._main())
+    async def _start(self) -> None:
+        await self._up(ws=True, rest=True)
+        self._thread.spawn(self._stream.tick_forever(STREAM, self._stream.timing.tick_s))
+        self._thread.spawn(self._stream.tick_forever(STREAM_1S, 1.0))
 
-    async def _main(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
-        self._loop.set_exception_handler(self._callback_failed)
-        try:
-            await self._up(ws=True, rest=True)
-        except OSError as exc:  # another exchange, down at the moment, holds the port
-            self._close_reserved()
-            self._started.set_exception(exc)
-            return
-        self._spawn(self._stream.tick_forever(STREAM, self._stream.timing.tick_s))
-        self._spawn(self._stream.tick_forever(STREAM_1S, 1.0))
-        self._started.set_result(None)
-        await self._stop.wait()
+    async def _stop(self) -> None:
         await self._down(ws=True, rest=True)
-        self._close_reserved()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for sock in self._reserved.values():
+            sock.close()
 
     async def _up(self, ws: bool, rest: bool) -> None:
         for name, wanted, listen in (("ws", ws, self._stream.listen), ("rest", rest, self._rest.listen)):
             if wanted and name in self._reserved:
-                await listen(self._reserved.pop(name))
+                await listen(self._reserved[name])
+                del self._reserved[name]
 
     async def _down(self, ws: bool, rest: bool) -> None:
         if ws and "ws" not in self._reserved:
@@ -420,48 +440,21 @@ class Exchange:
             await self._rest.stop_listening()
             self._reserved["rest"] = _bound_socket(self._ports["rest"])
 
-    def _close_reserved(self) -> None:
-        for sock in self._reserved.values():
-            sock.close()
+    def _row_time_ms(self) -> int:
+        """Return the event time of REST rows, which are made anew each second."""
+        return self.now_ms() // 1000 * 1000 + round(self.rest_row_skew_s * 1000)
 
-    def _rest_time_ms(self) -> int:
-        return self._stream.last_event_time_ms or self.now_ms() // 1000 * 1000
-
-    def _changed(self) -> None:
-        with self._changes:
-            self._changes.notify_all()
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-        return task
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._errors.append(error)
-
-    def _callback_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        self._errors.append(context.get("exception") or RuntimeError(context["message"]))
-
-    # From a caller's thread into the exchange's
-
-    def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(CALL_TIMEOUT_S)
-
-    def _call(self, function: Callable[[], T]) -> T:
-        async def call() -> T:
-            return function()
-
-        return self._await(call()) if self._thread.is_alive() else function()
+    def _server_time_ms(self) -> int:
+        self._times_asked += 1
+        jump_s = self.rest_time_jump_s if self._times_asked % 2 == 0 else 0.0
+        return self.now_ms() + round((self.rest_time_skew_s + jump_s) * 1000)
 
     def _each(self, which: Which, action: Callable[[Connection], None]) -> None:
         def act() -> None:
             for connection in self._select(which):
                 action(connection)
 
-        self._call(act)
+        self._thread.call(act)
 
     def _change(self, which: Which, **changes: Any) -> None:
         def change() -> None:
@@ -471,7 +464,7 @@ class Exchange:
             for connection in self._select(which):
                 self._stream.behave(connection, replace(connection.behaviour, **changes))
 
-        self._call(change)
+        self._thread.call(change)
 
     def _select(self, which: Which) -> list[Connection]:
         connections = [one for one in self._stream.connections if one.record is not None and one.record.is_open]

@@ -1,6 +1,6 @@
 """The exchange's WebSocket side. Everything here runs in the exchange's event loop, in its one thread.
 
-Built on the public methods of websockets 17 and, where a peer misbehaves in ways no library offers, on two of
+Built on the public methods of websockets 15 to 17 and, where a peer misbehaves in ways no library offers, on two of
 its hooks: `send_data` (all output passes it) and `process_event` (all frames received pass it).
 """
 
@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -36,6 +36,23 @@ CLOSE_TIMEOUT_S = 2.0
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
+@dataclass(frozen=True)
+class Lag:
+    """How far event times are behind the exchange's clock, or ahead of it where negative.
+
+    It grows from `since_s` of the event loop's clock, or None: from when a connection gets this behaviour.
+    """
+
+    behind_s: float
+    growing_s_per_s: float = 0.0
+    since_s: float | None = None
+
+    def behind_ms(self, now_s: float) -> int:
+        """Return how far event times are behind by now."""
+        grown_s = 0.0 if self.since_s is None else self.growing_s_per_s * (now_s - self.since_s)
+        return round((self.behind_s + grown_s) * 1000)
+
+
 @dataclass
 class Behaviour:
     """How one connection is treated. The defaults are the real exchange's good days."""
@@ -43,8 +60,13 @@ class Behaviour:
     data: bool = True
     parts: tuple[int, ...] = (0, 1)
     event_time_ms: int | None = None
+    lag: Lag = Lag(0.0)
     stalled: bool = False
     trickle: tuple[int, float] | None = None
+
+    def event_time_at(self, tick_ms: int, now_s: float) -> int:
+        """Return the event time sent with a tick; `now_s` is on the event loop's clock."""
+        return self.event_time_ms or tick_ms - self.lag.behind_ms(now_s)
 
 
 @dataclass(eq=False)
@@ -133,7 +155,6 @@ class Connection(ServerConnection):
             self.record.close_code = int(self.protocol.close_code or 1006)
             self.record.closed_at_s = time.time()
             self.record.client_gone.set()
-            self.service.changed()
 
     def data_received(self, data: bytes) -> None:
         """Read, unless this connection is a black hole."""
@@ -144,7 +165,6 @@ class Connection(ServerConnection):
         """Note that the client has left."""
         if self.record is not None:
             self.record.client_gone.set()
-            self.service.changed()
         if self.behaviour.stalled:
             return True  # keeps our end open: a black hole does not answer a FIN either
         return super().eof_received()
@@ -162,7 +182,6 @@ class Connection(ServerConnection):
             self._count_pong(bytes(event.data))
         elif event.opcode in DATA_OPCODES:
             self.record.client_messages += 1
-        self.service.changed()
         self._hold_to_message_limit()
 
     def _count_pong(self, payload: bytes) -> None:
@@ -219,12 +238,10 @@ class StreamService:
         market: Market,
         timing: Timing,
         now_ms: Callable[[], int],
-        changed: Callable[[], None],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self.market = market
         self.timing = timing
-        self.changed = changed
         self.records: deque[ConnectionRecord] = deque(maxlen=RECORDS_KEPT)
         self.attempts: deque[Attempt] = deque(maxlen=RECORDS_KEPT)
         self.ticks: deque[int] = deque(maxlen=RECORDS_KEPT)
@@ -238,7 +255,6 @@ class StreamService:
         self._server: Server | None = None
         self._opened = 0
         self._last_ping = 0
-        self._payloads: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
 
     # Listening
 
@@ -280,7 +296,6 @@ class StreamService:
             refusal = Refusal(404, "Not Found", {}, None)
         status = 101 if refusal is None else refusal.status
         self.attempts.append(Attempt(time.time(), request.path, dict(request.headers.raw_items()), status))
-        self.changed()
         if refusal is None:
             return None
         if refusal.status == 0:
@@ -307,7 +322,6 @@ class StreamService:
         self.behave(connection, self.future_behaviour)
         self.records.append(record)
         self.connections.append(connection)
-        self.changed()
         lifetime = connection.loop.call_later(
             self.timing.lifetime_s, self.finish, connection, f"{self.timing.lifetime_s:g} s are over"
         )
@@ -336,22 +350,19 @@ class StreamService:
         self.last_event_time_ms = event_time_ms
         if stream == STREAM:
             self.ticks.append(event_time_ms)
+        payloads: dict[int, list[bytes]] = {}
         for connection in list(self.connections):
             behaviour = connection.behaviour
             if behaviour.data and not behaviour.stalled and _stream_of(connection) == stream:
-                payloads = self._tick_payloads(stream, behaviour.event_time_ms or event_time_ms)
-                for part in behaviour.parts:
-                    if part < len(payloads):
-                        self.send_frame(connection, Opcode.TEXT, payloads[part])
-        self.changed()
+                sent_ms = behaviour.event_time_at(event_time_ms, connection.loop.time())
+                if sent_ms not in payloads:
+                    payloads[sent_ms] = [text.encode() for text in self.market.messages(sent_ms, stream)]
+                self._send_parts(connection, payloads[sent_ms])
 
-    def _tick_payloads(self, stream: str, event_time_ms: int) -> list[bytes]:
-        key = (stream, event_time_ms)
-        if key not in self._payloads:
-            self._payloads[key] = [text.encode() for text in self.market.messages(event_time_ms, stream)]
-            if len(self._payloads) > 4:
-                self._payloads.popitem(last=False)
-        return self._payloads[key]
+    def _send_parts(self, connection: Connection, payloads: list[bytes]) -> None:
+        for part in connection.behaviour.parts:
+            if part < len(payloads):
+                self.send_frame(connection, Opcode.TEXT, payloads[part])
 
     async def _ping_forever(self, connection: Connection) -> None:
         while True:
@@ -370,7 +381,6 @@ class StreamService:
         connection.protocol.send_ping(payload)
         connection.send_data()
         connection.loop.call_later(self.timing.pong_deadline_s, self._require_pong, connection, payload)
-        self.changed()
 
     def _require_pong(self, connection: Connection, payload: bytes) -> None:
         if payload in connection.pings_outstanding and not connection.behaviour.stalled:
@@ -401,8 +411,11 @@ class StreamService:
     # Misbehaviour
 
     def behave(self, connection: Connection, behaviour: Behaviour) -> None:
-        """Give a connection a behaviour of its own, equal to the one given."""
-        connection.behaviour = replace(behaviour)
+        """Give a connection a behaviour of its own, equal to the one given; a lag that grows begins to, once."""
+        lag = behaviour.lag
+        if lag.since_s is None:
+            lag = replace(lag, since_s=connection.loop.time())
+        connection.behaviour = replace(behaviour, lag=lag)
         if behaviour.trickle is not None and not connection.trickling:
             connection.trickling = True
             self._spawn(connection.trickle_forever())
