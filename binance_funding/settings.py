@@ -4,11 +4,13 @@ A value comes from the environment, else from `.env` in the working directory, e
 """
 
 import difflib
+import io
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,25 +24,26 @@ DAEMON, SERVER = "daemon", "server"
 BOTH = f"{DAEMON} {SERVER}"
 
 _YEAR_S = 31_536_000
-# Near misses that are common names of other programs' settings.
-_OF_OTHERS = {"LOGLEVEL"}
-# As urlsplit() gives it: an IPv6 address without brackets; letters of any language.
-_HOST_NAME = re.compile(r"[\w.:-]+")
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _DECIMAL = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
+# As urlsplit() gives it: an IPv6 address without brackets; letters of any language.
+_URL_HOST = re.compile(r"[\w.:-]+")
+# Labels of a name, the parts of an IPv4 address, or an IPv6 address with its zone.
+_LISTEN_HOST = re.compile(r"[0-9A-Za-z:_%-]{1,63}(\.[0-9A-Za-z:_%-]{1,63})*\.?")
 
 
 class SettingsError(ValueError):
-    """One or more settings are wrong; the text is one line naming variable, value and what is allowed."""
+    """One or more settings are wrong; the text is one line naming each variable, its value and what is allowed."""
 
 
-class _Refused(ValueError):
-    """A value that its check does not take; the text says what is allowed."""
+class InvalidValue(ValueError):
+    """A value that its check does not accept; the text says what is allowed."""
 
 
 def _seconds(text: str) -> float:
     value = float(text) if _DECIMAL.fullmatch(text) else math.nan
-    if not 0 < value <= _YEAR_S:
-        raise _Refused(f"a number of seconds above 0 and at most {_YEAR_S}, such as 10 or 0.5")
+    if not 0 < value <= _YEAR_S:  # False for NaN too
+        raise InvalidValue(f"a number of seconds above 0 and at most {_YEAR_S}, such as 10 or 0.5")
     return value
 
 
@@ -48,67 +51,60 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
     def check(text: str) -> int:
         value = int(text) if re.fullmatch("[0-9]{1,9}", text) else least - 1
         if not least <= value <= most:
-            raise _Refused(f"a whole number from {least} to {most}")
+            raise InvalidValue(f"a whole number from {least} to {most}")
         return value
 
     return check
 
 
-def _is_url(text: str, schemes: tuple[str, str]) -> bool:
+def _is_url(text: str, *schemes: str) -> bool:
     try:
         parts = urlsplit(text)
-        port_is_valid = parts.port is None or parts.port > 0
-    except ValueError:
+        addresses_a_host = _URL_HOST.fullmatch(parts.hostname or "") and parts.port != 0
+    except ValueError:  # brackets without an IPv6 address between them, or a port out of range
         return False
-    return (
-        parts.scheme in schemes
-        and bool(_HOST_NAME.fullmatch(parts.hostname or ""))
-        and port_is_valid
-        and text.isprintable()
-        and " " not in text
-    )
+    return parts.scheme in schemes and bool(addresses_a_host) and text.isprintable() and " " not in text
 
 
 def _websocket_urls(text: str) -> tuple[str, ...]:
     urls = tuple(url.strip() for url in text.split(","))
-    if not all(_is_url(url, ("ws", "wss")) for url in urls):
-        raise _Refused("one or more ws:// or wss:// addresses, separated by commas")
+    if not all(_is_url(url, "ws", "wss") for url in urls):
+        raise InvalidValue("one or more ws:// or wss:// addresses, separated by commas")
     return urls
 
 
 def _rest_url(text: str) -> str:
-    if not _is_url(text, ("http", "https")) or "?" in text or "#" in text:
-        raise _Refused("an http:// or https:// address without query")
+    if not _is_url(text, "http", "https") or set(text) & set("?#"):
+        raise InvalidValue("an http:// or https:// address without query")
     return text.rstrip("/")
 
 
 def _path(text: str) -> str:
     if not text.strip() or text.endswith("/") or not text.isprintable():
-        raise _Refused("the path of a file")
+        raise InvalidValue("the path of a file")
     return text
 
 
 def _host(text: str) -> str:
-    try:
-        if not re.fullmatch(r"[0-9A-Za-z.:_%-]{1,253}", text) or not text.encode("idna"):
-            raise ValueError(text)
-    except ValueError:  # UnicodeError: an empty label, or one that is too long
-        raise _Refused("an IP address or host name of this machine, such as 127.0.0.1 or ::") from None
+    if not _LISTEN_HOST.fullmatch(text):
+        raise InvalidValue("an IP address or host name of this machine, such as 127.0.0.1 or ::")
     return text
 
 
 def _level(text: str) -> str:
-    levels = ("DEBUG", "INFO", "WARNING", "ERROR")
-    if text.upper() not in levels:
-        raise _Refused(f"one of {', '.join(levels)}")
+    if text.upper() not in _LEVELS:
+        raise InvalidValue(f"one of {', '.join(_LEVELS)}")
     return text.upper()
 
 
 def _setting(default: str, check: Callable[[str], Any], used_by: str, meaning: str) -> Any:
-    return field(
-        default=check(default),
-        metadata={"text": default, "check": check, "used_by": used_by, "meaning": meaning},
-    )
+    """Declare a setting; `default` is the text that the environment would hold, `used_by` the programs that read it."""
+    metadata = {"text": default, "check": check, "used_by": used_by, "meaning": meaning}
+    return field(default=check(default), metadata=metadata)
+
+
+def _duration(default: str, used_by: str, meaning: str) -> Any:
+    return _setting(default, _seconds, used_by, meaning)
 
 
 @dataclass(frozen=True)
@@ -124,30 +120,26 @@ class Settings:
     )
     binance_rest_url: str = _setting("https://fapi.binance.com", _rest_url, DAEMON, "REST base address")
     state_file: str = _setting(".funding_state.json", _path, BOTH, "the file that both programs share")
-    stale_seconds: float = _setting(
-        "180", _seconds, BOTH, "data older than this is stale: the daemon polls REST, the server answers 503"
-    )
-    silence_seconds: float = _setting(
-        "15", _seconds, DAEMON, "a connection that brings no mark prices for this long is dropped"
+    stale_seconds: float = _duration("180", BOTH, "data older than this is stale: the server answers 503")
+    silence_seconds: float = _duration(
+        "15", DAEMON, "a connection whose newest mark prices are older than this, by Binance's clock, is dropped"
     )
     stream_connections: int = _setting(
         "2", _whole(1, 8), BOTH, "live connections kept at once; a second one makes any single loss gapless"
     )
-    connection_max_age_seconds: float = _setting(
-        "82800", _seconds, DAEMON, "planned replacement of a connection, before Binance cuts it after 24 h"
+    connection_max_age_seconds: float = _duration(
+        "82800", DAEMON, "planned replacement of a connection, before Binance cuts it after 24 h"
     )
-    reconnect_min_seconds: float = _setting(
-        "0.5", _seconds, DAEMON, "first wait before reconnecting; doubles each time"
+    reconnect_min_seconds: float = _duration("0.5", DAEMON, "first wait before reconnecting; doubles each time")
+    reconnect_max_seconds: float = _duration(
+        "60", DAEMON, "longest wait before reconnecting; while no connection is live, 10 s at most"
     )
-    reconnect_max_seconds: float = _setting("60", _seconds, DAEMON, "longest wait before reconnecting")
-    rest_poll_seconds: float = _setting("60", _seconds, DAEMON, "time between REST snapshots while the stream is well")
-    rest_fallback_seconds: float = _setting(
-        "10", _seconds, DAEMON, "time between REST polls while stream data is stale"
+    rest_poll_seconds: float = _duration("60", DAEMON, "time between REST snapshots while the stream is well")
+    rest_fallback_seconds: float = _duration(
+        "10", DAEMON, "time between REST snapshots while the stream brings nothing current"
     )
-    rest_timeout_seconds: float = _setting("10", _seconds, DAEMON, "longest wait for one REST answer")
-    heartbeat_seconds: float = _setting(
-        "5", _seconds, BOTH, "the state file is rewritten at least this often, data or not"
-    )
+    rest_timeout_seconds: float = _duration("10", DAEMON, "longest wait for one REST answer")
+    heartbeat_seconds: float = _duration("5", BOTH, "the state file is rewritten at least this often, data or not")
     api_host: str = _setting("127.0.0.1", _host, SERVER, "address the server listens on")
     api_port: int = _setting("8888", _whole(1, 65535), SERVER, "port the server listens on")
     api_max_connections: int = _setting(
@@ -156,68 +148,79 @@ class Settings:
     log_level: str = _setting("INFO", _level, BOTH, "DEBUG, INFO, WARNING or ERROR")
 
 
+def variable(declared: Field[Any]) -> str:
+    """Name the environment variable of a field of Settings."""
+    return declared.name.upper()
+
+
+_NAMES = tuple(variable(declared) for declared in fields(Settings))
+_FIRST_WORDS = {name.partition("_")[0] for name in _NAMES}
+# A near miss that is a common name of other programs' settings.
+_OF_OTHERS = {"LOGLEVEL"}
+
+
 def load(environment: Mapping[str, str] = os.environ, env_file: str = ".env") -> Settings:
     """Read and check all settings.
 
-    Raises SettingsError with one line that names the wrong variables, their values and what is allowed.
+    Raises SettingsError if a value is not allowed or a name looks misspelt; it tells all of these at once.
+
+    A name looks misspelt that has the letters of a setting but for one or two, in whatever order. Other programs keep
+    their settings in the environment, too: there it must also begin with the first word of a setting (`API_`, `LOG_`,
+    `REST_` ...). Every other name is left alone.
     """
-    given = {**_from_file(env_file), **environment}
-    _refuse_misspelt(environment, "the environment")
+    from_file = _read(env_file)
+    given = {**from_file, **environment}
+    begin_like_ours = (name for name in environment if name.upper().partition("_")[0] in _FIRST_WORDS)
+    faults = _misspelt({*from_file, *begin_like_ours})
     values: dict[str, Any] = {}
-    faults: list[str] = []
     for declared in fields(Settings):
         name = variable(declared)
-        if name not in given:
-            continue
         try:
-            values[declared.name] = declared.metadata["check"](given[name])
-        except _Refused as allowed:
+            values[declared.name] = declared.metadata["check"](given.get(name, declared.metadata["text"]))
+        except InvalidValue as allowed:
             faults.append(f"{name}={given[name]!r} is not allowed: {allowed}")
-    settings = Settings(**values)
-    if settings.reconnect_min_seconds > settings.reconnect_max_seconds and not faults:
-        faults.append(
-            f"RECONNECT_MIN_SECONDS={settings.reconnect_min_seconds:g} is not allowed: "
-            f"at most RECONNECT_MAX_SECONDS, which is {settings.reconnect_max_seconds:g}"
-        )
+    if not faults and values["reconnect_min_seconds"] > values["reconnect_max_seconds"]:
+        allowed_s = f"at most RECONNECT_MAX_SECONDS, which is {values['reconnect_max_seconds']:g}"
+        faults.append(f"RECONNECT_MIN_SECONDS={values['reconnect_min_seconds']:g} is not allowed: {allowed_s}")
     if faults:
         raise SettingsError("; ".join(faults))
-    return settings
+    return Settings(**values)
 
 
-def _from_file(env_file: str) -> dict[str, str]:
-    """Return what `.env` holds. Raises SettingsError if it cannot be read or holds a name that looks misspelt."""
-    if not os.path.exists(env_file):
-        return {}
+def sources(environment: Mapping[str, str] = os.environ, env_file: str = ".env") -> dict[str, str]:
+    """Return where the value of each variable comes from: "environment", the name of `env_file`, or "default".
+
+    Raises SettingsError if `env_file` cannot be read.
+    """
+    places = {"environment": environment, env_file: _read(env_file)}
+    return {name: next((place for place in places if name in places[place]), "default") for name in _NAMES}
+
+
+def _read(env_file: str) -> dict[str, str]:
+    """Return what `env_file` holds, nothing if there is no such file. Raises SettingsError if it cannot be read."""
     try:
-        with open(env_file, encoding="utf-8") as file:
-            unclear = [binding.original.line for binding in parse_stream(file) if binding.error]
-        content = {} if unclear else dotenv_values(env_file)
+        text = Path(env_file).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return {}
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{env_file} cannot be read: {error}") from error
+    unclear = [binding.original.line for binding in parse_stream(io.StringIO(text)) if binding.error]
     if unclear:
         raise SettingsError(f"{env_file} line {unclear[0]} is not understood: NAME=value is allowed")
-    _refuse_misspelt(content, env_file)
-    return {name: value or "" for name, value in content.items()}
+    return {name: value or "" for name, value in dotenv_values(stream=io.StringIO(text)).items()}
 
 
-def _refuse_misspelt(given: Iterable[str], source: str) -> None:
-    names = [variable(declared) for declared in fields(Settings)]
-    by_letters = {_letters(name): name for name in names}
-    for name in given:
-        # Other programs may keep their own settings in the same place: only a near miss is surely a mistake.
-        near = difflib.get_close_matches(name.upper(), names, n=1, cutoff=0.9)
-        meant = by_letters.get(_letters(name)) or next(iter(near), None)
-        if meant and name not in names and name not in _OF_OTHERS:
-            raise SettingsError(f"{name} in {source} is no setting: {meant} is")
+def _misspelt(names: set[str]) -> list[str]:
+    by_letters = {_letters(name): name for name in _NAMES}
+    return [
+        f"unknown setting {repr(name)[1:-1]}: did you mean {by_letters[near]}?"
+        for name in sorted(names - {*_NAMES} - _OF_OTHERS)
+        for near in difflib.get_close_matches(_letters(name), by_letters, n=1, cutoff=0.9)
+    ]
 
 
 def _letters(name: str) -> str:
     return "".join(sorted(name.upper().replace("_", "")))
-
-
-def variable(declared: "Field[Any]") -> str:
-    """Name the environment variable of a field of Settings."""
-    return declared.name.upper()
 
 
 def help_text(program: str) -> str:
