@@ -1,63 +1,63 @@
 #!/usr/bin/env python3
 """Serve the newest Binance USD-M funding rates over HTTP, from the file that the daemon writes.
 
-state_file.py   reads the file again when it has changed
-answers.py      makes answers of its content: how old it is, whether it can be trusted
-metrics.py      the same for Prometheus
-http_server.py  takes requests and sends the answers; it never calls Binance and never writes
+The story, in the order in which data flows (binance_funding/server/):
+  state_reader.py  reads the file again when it has changed
+  api.py           answers requests from its content: how old it is, whether it can be trusted
+  report.py        the last 24 hours
+  metrics.py       the same file for Prometheus
+  http_message.py  what a request says, and how an answer is written
+  http_server.py   takes requests and sends the answers; it never calls Binance and never writes
 """
 
-import logging
 import os
 import sys
 
-from binance_funding import __version__, events, service
-from binance_funding.answers import Answers
+from binance_funding import __version__, service
 from binance_funding.clock import Clock
-from binance_funding.http_server import HttpServer, raise_file_limit
+from binance_funding.log import EventLogger
+from binance_funding.server.api import Api
+from binance_funding.server.http_server import HttpServer
+from binance_funding.server.listener import listen, raise_file_limit
+from binance_funding.server.state_reader import StateReader
 from binance_funding.settings import SERVER
-from binance_funding.state_file import StateReader
 
-_log = logging.getLogger("binance_funding.server")
-
-EX_OK, EX_UNAVAILABLE, EX_SOFTWARE = 0, 69, 70
+_log = EventLogger("binance_funding.server")
 
 
 def main() -> int:
-    """Run the server until SIGTERM or SIGINT; return its exit status."""
+    """Run the server until SIGTERM, SIGINT or SIGHUP; return its exit status."""
     settings = service.start_program(SERVER, "Serve the newest Binance USD-M funding rates over HTTP.")
-    answers = Answers(StateReader(settings.state_file), settings, Clock())
-    try:
-        fitting = raise_file_limit(settings.api_max_connections)
-        server = HttpServer(
-            settings.api_host,
-            settings.api_port,
-            answers,
-            max_connections=settings.api_max_connections,
-            epoch=answers.epoch,
-            alive=lambda: service.notify("READY=1\nWATCHDOG=1"),
-            alive_s=service.watchdog_interval_s(),
-        )
-    except OSError as error:
+    threads, host, port = service.Threads(), settings.api_host, settings.api_port
+    service.on_signals(threads.stop_request.make)
+
+    def explain(error: OSError) -> tuple[str, int]:
         words = (error.strerror or str(error)).partition(" (while")[0].lower()
-        _log.error("API_HOST=%s API_PORT=%d cannot be listened on: %s", settings.api_host, settings.api_port, words)
-        return EX_UNAVAILABLE
-    service.on_signals(server.stop)
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"cannot listen on {address}: {words}; change API_PORT or API_HOST", service.EX_UNAVAILABLE
+
+    listener = service.acquire(lambda: listen(host, port), explain, threads.stop_request)
+    fitting = raise_file_limit(settings.api_max_connections)
     if fitting < settings.api_max_connections:
-        _log.warning("%s", events.line("few files", connections=fitting, cause="the limit of open files (ulimit -n)"))
-    host, port = server.address[:2]
-    _log.info(
-        "%s",
-        events.line(
-            "listening", version=__version__, pid=os.getpid(), host=host, port=port, state_file=settings.state_file
-        ),
+        _log.warning("fewer connections", most=fitting, cause="the limit of open files (ulimit -n)")
+    api = Api(StateReader(settings.state_file), settings, Clock())
+    server = HttpServer(
+        listener,
+        api,
+        max_connections=fitting,
+        cache_version=api.version,
+        on_alive=lambda: service.notify("READY=1\nWATCHDOG=1"),
+        alive_every_s=service.watchdog_interval_s(),
     )
+    service.on_signals(server.stop)
+    if threads.stop_request.wait(0):  # it came before the server could be told
+        server.stop()
+    _log.info("listening", version=__version__, pid=os.getpid(), host=host, port=port, state_file=settings.state_file)
     service.notify(f"READY=1\nSTATUS=listening on {host} port {port}, reading {settings.state_file}")
-    if not service.ends_well("main", server.serve):
-        return EX_SOFTWARE
+    threads.guard("main", server.serve)
     service.notify("STOPPING=1")
-    _log.info("%s", events.line("stopped", cause="signal"))
-    return EX_OK
+    _log.info("stopped", cause="a bug" if threads.crashed else "signal")
+    return threads.exit_status()
 
 
 if __name__ == "__main__":

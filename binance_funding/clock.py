@@ -1,4 +1,4 @@
-"""The two clocks: wall time for what is written, steady time for every age and timeout."""
+"""The two clocks of this host: wall time for what is written, steady time for every age and timeout."""
 
 import time
 from collections.abc import Callable
@@ -40,3 +40,19 @@ class Clock:
     def now(self) -> Moment:
         """Read both clocks."""
         return Moment(self.wall_s(), self.steady_s())
+
+
+class Deadline:
+    """One limit for several steps, on the steady clock."""
+
+    def __init__(self, within_s: float, steady_s: Callable[[], float] = time.monotonic) -> None:
+        self._steady_s = steady_s
+        self._end_s = steady_s() + within_s
+
+    def remaining_s(self) -> float:
+        """Return the seconds left, never less than 0."""
+        return max(0.0, self._end_s - self._steady_s())
+
+    def is_over(self) -> bool:
+        """Tell whether no time is left."""
+        return self._steady_s() >= self._end_s

@@ -1,28 +1,33 @@
-"""What a program needs to live under systemd: notification, journald priorities, and threads that cannot die unseen."""
+"""What a program needs to live under systemd: notification, signals, patience, and threads that cannot die unseen."""
 
 import argparse
 import logging
 import os
+import queue
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import FrameType
+from typing import TypeVar
 
-from . import __version__
+from . import __version__, log
+from .clock import Deadline
+from .log import EventLogger, LogThrottle
 from .settings import EX_CONFIG, Settings, SettingsError, help_text, load
 
-_log = logging.getLogger(__name__)
+EX_OK, EX_UNAVAILABLE, EX_SOFTWARE, EX_CANTCREAT, EX_TEMPFAIL = 0, 69, 70, 73, 75
 
-_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+_log = EventLogger(__name__)
+T = TypeVar("T")
 
 
 def notify(state: str) -> bool:
-    """Tell systemd, e.g. "READY=1"; does nothing where no service manager listens. Never blocks, never raises OSError.
+    """Send systemd a state, e.g. "READY=1"; does nothing where no service manager listens. Never blocks or raises.
 
-    False where one should listen and could not be told; the next state may reach it.
+    False where one should listen and could not be reached; the next state may reach it.
 
     Source: man sd_notify(3), $NOTIFY_SOCKET.
     """
@@ -35,7 +40,7 @@ def notify(state: str) -> bool:
             sock.connect("\0" + address[1:] if address.startswith("@") else address)
             sock.sendall(state.encode())
     except OSError as error:
-        _log.debug("systemd was not told %r: %s", state, error)
+        _log.debug("systemd not reached", state=state, cause=error)
         return False
     return True
 
@@ -51,109 +56,129 @@ def watchdog_interval_s() -> float | None:
     return int(microseconds) / 2_000_000
 
 
-class _JournalFormatter(logging.Formatter):
-    """Puts the journald priority before every line, those of a traceback too. Source: man sd-daemon(3)."""
+def start_program(kind: str, description: str, check: Callable[[Settings], None] = lambda _: None) -> Settings:
+    """Parse the command line (--help, --version), set up logging, load the settings and check them further.
 
-    def format(self, record: logging.LogRecord) -> str:
-        prefix = f"<{_PRIORITIES.get(record.levelno, 6)}>"
-        return "\n".join(prefix + line for line in super().format(record).splitlines())
-
-
-def set_up_logging(level: str) -> None:
-    """Log to stderr: with priorities and without time where the journal listens, with time on a terminal."""
-    handler = logging.StreamHandler(sys.stderr)
-    if _stderr_is_journal():
-        handler.setFormatter(_JournalFormatter("%(message)s"))
-    else:
-        formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
-        formatter.converter = time.gmtime
-        handler.setFormatter(formatter)
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    for library in ("websocket", "urllib3", "charset_normalizer"):
-        # What they have to say reaches us as exceptions, and is told once, in our words.
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-
-
-def _stderr_is_journal() -> bool:
-    """Source: man systemd.exec(5), $JOURNAL_STREAM."""
-    try:
-        info = os.fstat(sys.stderr.fileno())
-    except (AttributeError, OSError, ValueError):  # closed, or none at all
-        return False
-    return os.environ.get("JOURNAL_STREAM") == f"{info.st_dev}:{info.st_ino}"
-
-
-def start_program(kind: str, description: str) -> Settings:
-    """Parse the command line (--help, --version), load the settings, set up logging.
-
-    Exits with status 78 and one line on stderr if a setting is wrong.
+    Exits with status 78 and one line on stderr where that raises SettingsError.
     """
     parser = argparse.ArgumentParser(
         description=description, epilog=help_text(kind), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.parse_args()
-    set_up_logging("INFO")
+    log.set_up()
     try:
         settings = load()
+        check(settings)
     except SettingsError as error:
-        _log.error("%s", error)
+        _log.error(str(error))
         raise SystemExit(EX_CONFIG) from None
-    set_up_logging(settings.log_level)
+    logging.getLogger().setLevel(settings.log_level)
     return settings
 
 
+class StopRequest:
+    """A request to stop, made by a signal handler or any thread, waited for by the main thread.
+
+    Not an Event: its `set` in a handler would wait for ever for the lock that the interrupted `wait` holds, whereas
+    SimpleQueue.put may be called again while it runs. Source: docs.python.org, module queue.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def make(self) -> None:
+        """Ask the program to stop; returns at once."""
+        self._queue.put(None)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until there is a request, for so long; return whether there is."""
+        try:
+            self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            return False
+        self._queue.put(None)
+        return True
+
+
 def on_signals(stop: Callable[[], None]) -> None:
-    """Call `stop` at SIGTERM or SIGINT; it must only take a note. A second signal ends the process at once."""
+    """Call `stop` at SIGTERM, SIGINT or SIGHUP; it must be safe to re-enter. A second signal ends the process."""
+    signums = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 
     def first(_signum: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for signum in signums:
+            signal.signal(signum, signal.SIG_DFL)
         stop()
 
-    signal.signal(signal.SIGTERM, first)
-    signal.signal(signal.SIGINT, first)
+    for signum in signums:
+        signal.signal(signum, first)
 
 
-def ends_well(name: str, work: Callable[[], None]) -> bool:
-    """Do a thread's work; False if a bug ended it, which is logged with its traceback."""
-    try:
-        work()
-    except Exception:  # noqa: BLE001 - whatever it was, it must not leave a program that looks alive
-        _log.critical("thread %s died of an unexpected error: the program ends", name, exc_info=True)
-        return False
-    return True
+def acquire(
+    attempt: Callable[[], T],
+    explain: Callable[[OSError], tuple[str, int]],
+    stop: StopRequest,
+    retry_s: float = 1.0,
+) -> T:
+    """Return what `attempt` returns. For the start, in the main thread.
+
+    Where it raises OSError the program exits, with the sentence and the status that `explain` makes of it. Not so under
+    systemd, which would start it anew each second for ever: there the sentence is logged, seldom, and the attempt made
+    again every second, until it succeeds or a stop is requested.
+    """
+    throttle = LogThrottle(_log, time.monotonic)
+    while True:
+        try:
+            return attempt()
+        except OSError as error:
+            sentence, status = explain(error)
+        if not os.environ.get("NOTIFY_SOCKET"):
+            _log.error(sentence)
+            raise SystemExit(status)
+        throttle.warn("waiting", sentence, logging.ERROR, next="tried every second")
+        # Source: man sd_notify(3): the start may take so much longer from now.
+        notify(f"EXTEND_TIMEOUT_USEC=10000000\nSTATUS=waiting: {sentence}")
+        if stop.wait(retry_s):
+            raise SystemExit(EX_OK)
 
 
+@dataclass
 class Threads:
-    """Starts every thread of the program and joins them. A thread that dies of a bug ends the program."""
+    """Starts every thread of the program and joins them. One that dies of a bug requests the program's stop."""
 
-    def __init__(self, on_crash: Callable[[], None]) -> None:
-        self._on_crash = on_crash
+    stop_request: StopRequest = field(default_factory=StopRequest)
+    crashed: str | None = None
+    """Name of the first thread that died of an unexpected error, the main thread included."""
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()  # guards _threads: connections start threads while others are joined
         self._threads: list[threading.Thread] = []
-        self.crashed: str | None = None
-        """Name of the first thread that died of an unexpected error."""
 
-    def start(self, name: str, target: Callable[[], None]) -> threading.Thread:
+    def start(self, name: str, work: Callable[[], None]) -> None:
         """Start a named thread. It does not keep the process alive: a blocked one must not delay the end."""
-        thread = threading.Thread(target=self._guard, args=(name, target), name=name, daemon=True)
+        thread = threading.Thread(target=self.guard, args=(name, work), name=name, daemon=True)
         with self._lock:
-            self._threads = [known for known in self._threads if known.is_alive()]
-            self._threads.append(thread)
+            self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
             thread.start()
-        return thread
 
-    def _guard(self, name: str, target: Callable[[], None]) -> None:
-        if not ends_well(name, target):
+    def guard(self, name: str, work: Callable[[], None]) -> None:
+        """Do a thread's work, in that thread; log what it dies of."""
+        try:
+            work()
+        except Exception:  # noqa: BLE001 - whatever it was, it must not leave a program that looks alive
+            _log.log(logging.CRITICAL, "thread died", exc_info=True, thread=name, next="the program ends")
             self.crashed = self.crashed or name
-            self._on_crash()
+            self.stop_request.make()
 
     def join(self, within_s: float) -> list[str]:
         """Wait for all threads to end, for so long in all; return the names of those that did not."""
-        deadline_s = time.monotonic() + within_s
+        deadline = Deadline(within_s)
         with self._lock:
             threads = list(self._threads)
         for thread in threads:
-            thread.join(max(0.0, deadline_s - time.monotonic()))
+            thread.join(deadline.remaining_s())
         return [thread.name for thread in threads if thread.is_alive()]
+
+    def exit_status(self) -> int:
+        """Return the status with which the program is to end."""
+        return EX_SOFTWARE if self.crashed else EX_OK

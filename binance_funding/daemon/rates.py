@@ -12,15 +12,14 @@ Facts of the exchange, as of November 2026:
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn
 
-from .clock import Moment
+from ..schema import DECIMALS
 
 STREAM, REST = "websocket", "rest"
 
-# How far this host's clock may be behind, at the most.
-_LATEST_EVENT_AHEAD_S = 86_400
 _LONGEST_SYMBOL = 64
 _QUOTE_CHARACTERS = 200
 # Far beyond any market. What is brackets and little else takes forty times its size when it is parsed.
@@ -28,19 +27,25 @@ _MOST_OBJECTS = 200_000
 # Far beyond any price, and small enough that whoever calculates with it stays finite.
 _LARGEST_NUMBER = 1e18
 
-# Three decimals that are JSON numbers as they stand and far from overflow: they need no float on their way to the file.
-_DECIMAL = r"(-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,20})?)"
-_THREE_DECIMALS = re.compile(f"{_DECIMAL} {_DECIMAL} {_DECIMAL}")
+# Where each field of DECIMALS stands in a row of the stream, and of the premium index.
+_SOURCES = {
+    "fundingRate": ("r", "lastFundingRate"),
+    "markPrice": ("p", "markPrice"),
+    "indexPrice": ("i", "indexPrice"),
+}
+_RATE, _MARK_PRICE = DECIMALS.index("fundingRate"), DECIMALS.index("markPrice")
+
+# Decimals that are JSON numbers as they stand and far from overflow: they need no float on their way to the file.
+_DECIMAL = r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,20})?"
+_PLAIN_DECIMALS = re.compile(" ".join([_DECIMAL] * len(DECIMALS)))
 
 
 class FundingRate(NamedTuple):
     """One symbol's funding rate and prices at one event time."""
 
     symbol: str
-    funding_rate: str
-    """Fraction per funding interval; this and the prices are the decimal texts sent, each a finite JSON number."""
-    mark_price: str
-    index_price: str
+    decimals: tuple[str, ...]
+    """In the order of `schema.DECIMALS`; the decimal texts sent, each a finite JSON number."""
     next_funding_time_ms: int
     event_time_ms: int
     """Binance's clock."""
@@ -49,34 +54,55 @@ class FundingRate(NamedTuple):
     received_s: float
     """Steady clock of this host."""
 
+    @property
+    def funding_rate(self) -> float:
+        """Fraction per funding interval."""
+        return float(self.decimals[_RATE])
+
+    @property
+    def mark_price(self) -> float:
+        """Mark price in the quote asset."""
+        return float(self.decimals[_MARK_PRICE])
+
 
 class Decoded(NamedTuple):
     """The usable rows of one message, and what became of the others."""
 
     rates: list[FundingRate]
+    median_event_time_ms: int
+    """Of the usable rows, 0 without any: one absurd row must not speak for the others."""
+    latest_event_time_ms: int
     rejected: int
     """Rows that were malformed; rows left out on purpose (COIN-M, no funding, other streams) do not count."""
     first_fault: str
     """What was wrong with the first rejected row, or ""."""
+
+    def up_to(self, latest_ms: float) -> "Decoded":
+        """Reject the rows whose event time is beyond this: what has not happened yet would block its symbol."""
+        if self.latest_event_time_ms <= latest_ms:
+            return self
+        rates = [rate for rate in self.rates if rate.event_time_ms <= latest_ms]
+        fault = self.first_fault or f"event time {self.latest_event_time_ms} is ahead of Binance's time"
+        median_ms = self.median_event_time_ms if self.median_event_time_ms <= latest_ms else 0
+        return Decoded(rates, median_ms, 0, self.rejected + len(self.rates) - len(rates), fault)
 
 
 class MalformedMessage(ValueError):
     """A message or answer that is not the expected JSON at all; the text quotes at most 200 characters of it."""
 
 
-def decode_stream(payload: bytes, received: Moment) -> Decoded:
+def decode_stream(payload: bytes, received_s: float) -> Decoded:
     """Decode one WebSocket message, enveloped or bare.
 
     Raises MalformedMessage if it is not UTF-8, not JSON, or neither rows nor an event.
     """
-    latest_ms, received_s = latest_event_time_ms(received), received.steady_s
 
     def convert_at_once(parsed: dict[str, Any]) -> Any:
         # While the row is in the CPU's cache: thousands of them, parsed first and converted after, would not fit.
         if "data" in parsed:
             return parsed  # the envelope, whatever else it may carry
         try:
-            return _from_stream_row(parsed, received_s, latest_ms) or _LEFT_OUT
+            return _from_stream_row(parsed, received_s) or _LEFT_OUT
         except _ROW_FAULTS:
             return parsed  # a malformed row, which is judged below
 
@@ -88,45 +114,40 @@ def decode_stream(payload: bytes, received: Moment) -> Decoded:
         message = [message]
     if not isinstance(message, list):
         raise MalformedMessage(f"no rows in {_quote(payload)}")
-    return _decode_rows(message, _from_stream_row, received)
+    return _decode_rows(message, _from_stream_row, received_s)
 
 
-def decode_premium_index(body: bytes, received: Moment) -> Decoded:
+def decode_premium_index(body: bytes, received_s: float) -> Decoded:
     """Decode the answer to GET /fapi/v1/premiumIndex without symbol.
 
-    Raises MalformedMessage if it is not UTF-8, not JSON, or not a list of rows.
+    Raises MalformedMessage if it is not UTF-8, not JSON, or not a list with at least one usable row.
     """
-    answer = _parse(body)
-    if not isinstance(answer, list):
-        raise MalformedMessage(f"no list in {_quote(body)}")
-    return _decode_rows(answer, _from_premium_index_row, received)
+    decoded = _decode_rows(_parse_list(body), _from_premium_index_row, received_s)
+    if not decoded.rates:
+        raise MalformedMessage(decoded.first_fault or f"no usable rows in {_quote(body)}")
+    return decoded
 
 
 def decode_funding_info(body: bytes) -> dict[str, int]:
     """Decode the answer to GET /fapi/v1/fundingInfo: funding interval in hours by symbol; one not listed has 8.
 
-    Malformed rows are left out. Raises MalformedMessage if it is not UTF-8, not JSON, not a list of rows, or if it has
-    rows and none of them can be used: no news must not pass for "all back to 8 h".
+    Malformed rows are left out. Raises MalformedMessage if it is not UTF-8, not JSON, or holds no usable row at all:
+    no news must not pass for "all back to 8 h".
     """
-    answer = _parse(body)
-    if not isinstance(answer, list):
-        raise MalformedMessage(f"no list in {_quote(body)}")
-    rows = [(row.get("symbol"), row.get("fundingIntervalHours")) for row in answer if isinstance(row, dict)]
+    rows = [(row.get("symbol"), row.get("fundingIntervalHours")) for row in _parse_list(body) if isinstance(row, dict)]
     intervals = {s: hours for s, hours in rows if isinstance(s, str) and type(hours) is int and 1 <= hours <= 24}
-    if answer and not intervals:
+    if not intervals:
         raise MalformedMessage(f"no funding intervals in {_quote(body)}")
     return intervals
 
 
-def latest_event_time_ms(now: Moment) -> float:
-    """Return the event time beyond which a row is nonsense: let in, it would block its symbol until then."""
-    return (now.wall_s + _LATEST_EVENT_AHEAD_S) * 1000
-
-
-def usual_event_time_ms(rates: Sequence[FundingRate]) -> int:
-    """Return the median event time of a message, 0 if it is empty: one absurd row must not speak for the others."""
-    times_ms = sorted([rate.event_time_ms for rate in rates])
-    return times_ms[len(times_ms) // 2] if times_ms else 0
+def decode_server_time(body: bytes) -> float:
+    """Decode the answer to GET /fapi/v1/time: Binance's time in Unix seconds. Raises MalformedMessage."""
+    answer = _parse(body)
+    time_ms = answer.get("serverTime") if isinstance(answer, dict) else None
+    if type(time_ms) is not int or not 0 < time_ms < 1 << 53:
+        raise MalformedMessage(f"no server time in {_quote(body)}")
+    return time_ms / 1000
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -145,6 +166,13 @@ def _parse(payload: bytes, decoder: json.JSONDecoder = _json) -> Any:
         raise MalformedMessage(f"{_reason(fault)} in {_quote(payload)}") from fault
 
 
+def _parse_list(body: bytes) -> list[Any]:
+    answer = _parse(body)
+    if not isinstance(answer, list):
+        raise MalformedMessage(f"no list in {_quote(body)}")
+    return answer
+
+
 def _reason(fault: Exception) -> str:
     if isinstance(fault, UnicodeDecodeError):
         return f"invalid UTF-8 at byte {fault.start}"
@@ -158,87 +186,72 @@ def _quote(payload: bytes) -> str:
     return repr(shown) + ("..." if len(payload) > _QUOTE_CHARACTERS else "")
 
 
-def _tell_fault(fault: Exception, row: Any) -> str:
+def _explain(fault: Exception, row: Any) -> str:
     return f"{type(fault).__name__} {str(fault)[:_QUOTE_CHARACTERS]} in row {str(row)[:_QUOTE_CHARACTERS]}"
 
 
 _Row = Any  # as parsed: whether it is even an object is for the conversion to find out
-_Convert = Callable[[_Row, float, float], FundingRate | None]
+_Convert = Callable[[_Row, float], FundingRate | None]
 _ROW_FAULTS = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 _LEFT_OUT = {"e": "left out on purpose"}
 
 
-def _decode_rows(rows: list[_Row], convert: _Convert, received: Moment) -> Decoded:
-    latest_ms = latest_event_time_ms(received)
-    received_s = received.steady_s
+def _decode_rows(rows: list[_Row], convert: _Convert, received_s: float) -> Decoded:
     rates: list[FundingRate] = []
     rejected, first_fault = 0, ""
     for row in rows:
-        if type(row) is FundingRate:
-            rates.append(row)
-            continue
         try:
-            rate = convert(row, received_s, latest_ms)
+            rate = row if type(row) is FundingRate else convert(row, received_s)
         except _ROW_FAULTS as fault:
             rejected += 1
-            first_fault = first_fault or _tell_fault(fault, row)
+            first_fault = first_fault or _explain(fault, row)
             continue
         if rate is not None:
             rates.append(rate)
-    return Decoded(rates, rejected, first_fault)
+    times_ms = sorted([rate.event_time_ms for rate in rates])
+    median_ms, latest_ms = (times_ms[len(times_ms) // 2], times_ms[-1]) if times_ms else (0, 0)
+    return Decoded(rates, median_ms, latest_ms, rejected, first_fault)
 
 
-def _from_stream_row(row: _Row, received_s: float, latest_ms: float) -> FundingRate | None:
+_stream_decimals, _index_decimals = (itemgetter(*keys) for keys in zip(*map(_SOURCES.get, DECIMALS), strict=True))
+
+
+def _from_stream_row(row: _Row, received_s: float) -> FundingRate | None:
     if row["e"] != "markPriceUpdate" or row.get("st", 1) != 1:
         return None
-    rate, next_time = row["r"], row["T"]
-    if next_time == 0 or rate == "":
+    next_time, decimals = row["T"], _stream_decimals(row)
+    if next_time == 0 or decimals[_RATE] == "":
         return None
-    return _checked(row["s"], rate, row["p"], row["i"], next_time, row["E"], STREAM, received_s, latest_ms)
+    return _checked(row["s"], decimals, next_time, row["E"], STREAM, received_s)
 
 
-def _from_premium_index_row(row: _Row, received_s: float, latest_ms: float) -> FundingRate | None:
-    rate, next_time = row["lastFundingRate"], row["nextFundingTime"]
-    if next_time == 0 or rate == "" or row.get("st", 1) != 1:
+def _from_premium_index_row(row: _Row, received_s: float) -> FundingRate | None:
+    next_time, decimals = row["nextFundingTime"], _index_decimals(row)
+    if next_time == 0 or decimals[_RATE] == "" or row.get("st", 1) != 1:
         return None
-    return _checked(
-        row["symbol"],
-        rate,
-        row["markPrice"],
-        row["indexPrice"],
-        next_time,
-        row["time"],
-        REST,
-        received_s,
-        latest_ms,
-    )
+    return _checked(row["symbol"], decimals, next_time, row["time"], REST, received_s)
 
 
 def _checked(
-    symbol: Any,
-    rate: Any,
-    mark_price: Any,
-    index_price: Any,
-    next_time_ms: Any,
-    event_time_ms: Any,
-    source: str,
-    received_s: float,
-    latest_ms: float,
+    symbol: Any, decimals: Any, next_time_ms: Any, event_time_ms: Any, source: str, received_s: float
 ) -> FundingRate:
     """Make the record. Raises TypeError or ValueError for whatever may not reach the file."""
     # A lone surrogate is not printable either: it could not be encoded when the file is written.
     if type(symbol) is not str or not symbol.isprintable() or not 0 < len(symbol) <= _LONGEST_SYMBOL:
         raise ValueError("symbol")
-    if type(event_time_ms) is not int or not 0 < event_time_ms <= latest_ms:
+    if type(event_time_ms) is not int or not 0 < event_time_ms < 1 << 53:
         raise ValueError("event time")
     if type(next_time_ms) is not int or not 0 < next_time_ms < 1 << 53:
         raise ValueError("next funding time")
-    decimals = _THREE_DECIMALS.fullmatch(f"{rate} {mark_price} {index_price}")
-    if decimals is not None:
-        rate, mark_price, index_price = decimals.groups()
-    else:
-        rate, mark_price, index_price = _number(rate), _number(mark_price), _number(index_price)
-    return FundingRate(symbol, rate, mark_price, index_price, next_time_ms, event_time_ms, source, received_s)
+    try:
+        plain = _PLAIN_DECIMALS.fullmatch(" ".join(decimals))
+    except TypeError:  # a number instead of its text
+        plain = None
+    if plain is None:
+        decimals = tuple(map(_number, decimals))
+    if not float(decimals[_MARK_PRICE]) > 0:
+        raise ValueError("mark price")
+    return FundingRate(symbol, decimals, next_time_ms, event_time_ms, source, received_s)
 
 
 def _number(value: Any) -> str:
@@ -246,6 +259,6 @@ def _number(value: Any) -> str:
     if type(value) not in (str, int, float) or "_" in str(value):
         raise TypeError(f"number {value!r}")
     number = float(value)
-    if not abs(number) < _LARGEST_NUMBER:  # nor NaN
+    if not abs(number) < _LARGEST_NUMBER:  # False for NaN too
         raise ValueError(f"number {value!r}")
     return repr(number)

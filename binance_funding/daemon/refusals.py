@@ -38,39 +38,31 @@ def explain(status: int, headers: Mapping[str, str], body: str, wall_s: float) -
     """Explain an HTTP status other than success. `headers` must look names up case-insensitively or in lower case."""
     words = _WORDS.get(status)
     if words is None:
-        words = "Binance has trouble of its own" if status >= 500 else "unexpected answer"
+        words = "Binance server error" if status >= 500 else "unexpected answer"
     return Refusal(f"{words} (HTTP {status})", _wait_s(status, headers, body, wall_s))
 
 
 def _wait_s(status: int, headers: Mapping[str, str], body: str, wall_s: float) -> float:
-    asked_s = _retry_after_s(headers, wall_s) or 0.0
-    if status not in (418, 429):
-        return min(max(asked_s, 0.0), _LONGEST_PAUSE_S)
-    if asked_s <= 0:
-        asked_s = _ban_s(status, headers, body, wall_s)
-    return min(max(asked_s, 0.0), LONGEST_BAN_S)
+    # Binance's clock names the end of a ban: its time is in the answer, else this host's stands in.
+    now_s = _http_date_s(headers.get("date", "")) or wall_s
+    asked_s, is_ban = _retry_after_s(headers.get("retry-after", "").strip(), now_s), status in (418, 429)
+    if is_ban and asked_s <= 0:
+        asked_s = _ban_s(status, body, now_s)
+    return min(max(asked_s, 0.0), LONGEST_BAN_S if is_ban else _LONGEST_PAUSE_S)
 
 
-def _retry_after_s(headers: Mapping[str, str], wall_s: float) -> float | None:
-    text = headers.get("retry-after", "").strip()
+def _retry_after_s(text: str, now_s: float) -> float:
+    """Return the seconds that a header asks for; 0 where it says nothing. Source: RFC 9110, 10.2.3."""
     if re.fullmatch("[0-9]{1,9}", text):
         return float(text)
-    until_s = _http_date_s(text)
-    return None if until_s is None else until_s - _server_time_s(headers, wall_s)
+    return (_http_date_s(text) or now_s) - now_s
 
 
-def _ban_s(status: int, headers: Mapping[str, str], body: str, wall_s: float) -> float:
-    now_s = _server_time_s(headers, wall_s)
+def _ban_s(status: int, body: str, now_s: float) -> float:
     named = _BANNED_UNTIL.search(body)
     if named and int(named[1]) / 1000 > now_s:
         return int(named[1]) / 1000 - now_s
     return 60 - math.fmod(now_s, 60) if status == 429 else _BAN_WITHOUT_END_S
-
-
-def _server_time_s(headers: Mapping[str, str], wall_s: float) -> float:
-    """Take the time of Binance, whose clock names the end of the ban, from its answer; else this host's."""
-    server_s = _http_date_s(headers.get("date", ""))
-    return wall_s if server_s is None else server_s
 
 
 def _http_date_s(text: str) -> float | None:

@@ -1,0 +1,92 @@
+"""A REST snapshot held against what the stream brought: do both tell the same?"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..log import EventLogger, LogThrottle
+from ..schema import TOTALS
+from .rates import FundingRate
+
+_log = EventLogger(__name__)
+
+# Event times further apart than this cannot be compared: the market moves.
+_COMPARABLE_MS = 5000
+# More than the market moves within that time, less than any real fault.
+_FUNDING_RATE_TOLERANCE = 0.00005
+_MARK_PRICE_TOLERANCE = 0.005
+_NAMED = 20
+
+
+class Comparison:
+    """Result of the last run and totals over all runs, restarts included. Safe to call from any thread."""
+
+    def __init__(self, throttle: LogThrottle) -> None:
+        self._throttle = throttle
+        self._lock = threading.Lock()  # keeps the last run and the totals in step
+        self._last: dict[str, Any] | None = None
+        self._totals = {one.name: 0 for one in TOTALS}
+
+    def run(self, stream: Mapping[str, FundingRate], rest: Sequence[FundingRate], wall_s: float) -> dict[str, Any]:
+        """Hold one snapshot against the stream's rates by symbol; log and return the result."""
+        last = compare(stream, rest, wall_s)
+        with self._lock:
+            self._totals = {name: total + (1 if name == "runs" else last[name]) for name, total in self._totals.items()}
+            self._last = last
+        shown = {name: value for name, value in last.items() if name != "compared_at" and not isinstance(value, list)}
+        if last["mismatched"]:
+            self._throttle.warn("comparison", **shown, symbols=",".join(last["mismatched_symbols"]))
+        else:
+            _log.debug("comparison", **shown)
+            self._throttle.resolve("comparison", log_as="comparison equal again")
+        return last
+
+    def to_json(self) -> dict[str, Any]:
+        """Return `comparison` as it stands in the state file."""
+        with self._lock:
+            return {"last": self._last, "totals": self._totals}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what an earlier daemon left in the state file, as it was read."""
+        with self._lock:
+            self._last, self._totals = state["comparison"]["last"], state["comparison"]["totals"]
+
+
+def compare(stream: Mapping[str, FundingRate], rest: Sequence[FundingRate], wall_s: float) -> dict[str, Any]:
+    """Compare every symbol that both have at event times at most 5 s apart. Pure.
+
+    Differences are absolute for the funding rate, relative to REST's for the mark price.
+    """
+    pairs = [(ours, theirs) for theirs in rest if (ours := stream.get(theirs.symbol)) and _is_comparable(ours, theirs)]
+    rates_apart = [round(abs(ours.funding_rate - theirs.funding_rate), 12) for ours, theirs in pairs]
+    prices_apart = [round(abs(ours.mark_price / theirs.mark_price - 1), 12) for ours, theirs in pairs]
+    mismatched = sorted(
+        theirs.symbol
+        for (_, theirs), rate_apart, price_apart in zip(pairs, rates_apart, prices_apart, strict=True)
+        if rate_apart > _FUNDING_RATE_TOLERANCE or price_apart > _MARK_PRICE_TOLERANCE
+    )
+    in_rest = {rate.symbol for rate in rest}
+    only_in_stream, only_in_rest = sorted(stream.keys() - in_rest), sorted(in_rest - stream.keys())
+    return {
+        "compared_at": round(wall_s, 3),
+        "compared": len(pairs),
+        "matched": len(pairs) - len(mismatched),
+        "mismatched": len(mismatched),
+        "identical": sum(_is_identical(ours, theirs) for ours, theirs in pairs),
+        "max_funding_rate_difference": max(rates_apart, default=0.0),
+        "max_mark_price_difference_ratio": max(prices_apart, default=0.0),
+        "only_in_stream": len(only_in_stream),
+        "only_in_rest": len(only_in_rest),
+        "mismatched_symbols": mismatched[:_NAMED],
+        "only_in_stream_symbols": only_in_stream[:_NAMED],
+        "only_in_rest_symbols": only_in_rest[:_NAMED],
+    }
+
+
+def _is_comparable(ours: FundingRate, theirs: FundingRate) -> bool:
+    return abs(ours.event_time_ms - theirs.event_time_ms) <= _COMPARABLE_MS
+
+
+def _is_identical(ours: FundingRate, theirs: FundingRate) -> bool:
+    same_numbers = [*map(float, ours.decimals)] == [*map(float, theirs.decimals)]
+    return same_numbers and ours.event_time_ms == theirs.event_time_ms

@@ -1,0 +1,31 @@
+"""What every part of the daemon uses: settings, clocks, the day's history, and the throttle of the log."""
+
+from dataclasses import dataclass, field
+
+from ..clock import Clock
+from ..log import EventLogger, LogThrottle
+from ..settings import Settings
+from .comparison import Comparison
+from .exchange_clock import ExchangeClock
+from .history import History
+
+_LONGEST_CURRENT_S = 8.0
+
+
+@dataclass
+class Context:
+    """Made once, before the parts. All of it is safe to use from any thread."""
+
+    settings: Settings
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        self.exchange_clock = ExchangeClock(self.clock)
+        self.history = History()
+        self.throttle = LogThrottle(EventLogger("binance_funding.daemon"), self.clock.steady_s)
+        self.comparison = Comparison(self.throttle)
+
+    @property
+    def current_s(self) -> float:
+        """Age up to which a row of the stream is current, in seconds: beyond it, REST is asked in its stead."""
+        return min(_LONGEST_CURRENT_S, self.settings.silence_seconds)

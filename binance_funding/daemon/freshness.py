@@ -1,0 +1,151 @@
+"""How current the market is, not its luckiest symbol: ages, gaps, and what lives on REST.
+
+Counted are the symbols that REST lists and that are not halted. For gaps and for the stream it is those of them that
+the stream used to bring, or all, where it brought less than half. The market is as current as all but 1 % of them.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ..log import EventLogger
+from ..schema import FEW, GAP_SECONDS
+from .book import Book
+from .context import Context
+from .rates import REST, FundingRate
+
+_log = EventLogger(__name__)
+
+
+class Freshness(NamedTuple):
+    """The market at one moment. Times are steady; where nothing has come they are the daemon's start."""
+
+    symbols: int
+    listed: int
+    """Symbols counted: listed and not halted."""
+    halted: int
+    from_rest: int
+    """Symbols that live on REST."""
+    stale: int
+    """Symbols counted that are older than `STALE_SECONDS`."""
+    behind: int
+    """Symbols that the stream used to bring and brings nothing current for."""
+    oldest_s: float
+    """When the oldest record of what is counted was true at Binance."""
+    newest_s: float
+    """The same for the newest of all."""
+    served_s: float
+    """When the market last got new data: as of its arrival where it was current then."""
+    stream_s: float
+    """As of when the stream has brought the market."""
+
+
+@dataclass
+class FreshnessWatch:
+    """Measures the market and notes its gaps. Safe to call from any thread."""
+
+    context: Context
+    book: Book
+    trouble: Callable[[], str]
+    """Names what is wrong with the sources at the moment, for the cause of a gap."""
+    gaps_ended: int = 0
+    gap_seconds: float = 0.0
+    not_running: bool = False
+    """Whether the daemon did not run before the data that it found."""
+    started_s: float = field(init=False)
+    latest: Freshness = field(init=False)
+    """As of the last observation."""
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()  # held for an observation, so that each gap is noted once
+        self._gap_start_s: float | None = None
+        self._clock, self._exchange_clock = self.context.clock, self.context.exchange_clock
+        self.started_s = self._clock.steady_s()
+        self.latest = self._measure(self.started_s)
+
+    def start_at(self, steady_s: float) -> None:
+        """Count from an earlier daemon's start where even that had no data; for the start, after the restoring."""
+        self.started_s = min(self.started_s, steady_s)
+        self.latest = self._measure(self._clock.steady_s())
+        self.observe()
+
+    def merge(self, rates: Sequence[FundingRate]) -> int:
+        """Merge decoded rows of one source, noting the gap that they may end; return how many were new."""
+        if self._clock.steady_s() - self.latest.served_s > GAP_SECONDS:
+            self.observe()  # nobody may have seen the gap begin that this ends
+        merged = self.book.merge(rates)
+        if merged and self._gap_start_s is not None:
+            self.observe()
+        return merged
+
+    def observe(self) -> Freshness:
+        """Measure the market now; note its age, the beginning or the end of a gap; drop what is ahead of its time."""
+        dropped = self.book.drop_ahead(self._exchange_clock.latest_ms(self._clock.steady_s()))
+        if dropped:
+            _log.warning("records dropped", count=dropped, cause="their event times are ahead of Binance's time")
+        with self._lock:
+            now = self._clock.now()
+            latest = self._measure(now.steady_s)
+            # What the market got it has got, also where what came since was old, or other symbols count now.
+            self.latest = latest = latest._replace(served_s=max(latest.served_s, self.latest.served_s))
+            self.context.history.data_age(now.wall_s, now.steady_s - latest.oldest_s)
+            gap_start_s = self._gap_start_s
+            in_gap = now.steady_s - latest.served_s > GAP_SECONDS
+            if in_gap == (gap_start_s is not None):
+                return latest
+            self._gap_start_s = latest.served_s if in_gap else None
+        if gap_start_s is not None:
+            self._note_gap(gap_start_s, now.steady_s, now.wall_s)
+        return latest
+
+    def _note_gap(self, start_s: float, end_s: float, wall_s: float) -> None:
+        cause, seconds = "not running" if self.not_running else self.trouble(), round(end_s - start_s, 3)
+        self.not_running = False
+        self.context.history.gap(wall_s - seconds, seconds, cause)
+        self.gaps_ended += 1
+        self.gap_seconds = round(self.gap_seconds + seconds, 3)
+        self.context.throttle.warn("gap ended", cause, seconds=seconds)
+        # The next one is another; where they come one soon after the other, they are one trouble all the same.
+        self.context.throttle.resolve("gap ended")
+
+    def _measure(self, now_s: float) -> Freshness:
+        rates, from_stream = self.book.rates(), self.book.stream_rates()
+        listed, halted = self.book.listed, self.book.halted
+        as_of_s, start_s = self._exchange_clock.as_of_s, self.started_s
+        stale_before_s = now_s - self.context.settings.stale_seconds
+        current_after_s = now_s - self.context.current_s
+        time_s = {rate.symbol: as_of_s(rate) for rate in rates}
+        counted = [rate for rate in rates if (listed is None or rate.symbol in listed) and rate.symbol not in halted]
+        used = [rate for rate in counted if rate.symbol in from_stream]
+        if 2 * len(used) < len(counted):
+            used = counted
+        stream_s = [as_of_s(from_stream[r.symbol]) if r.symbol in from_stream else start_s for r in used]
+        return Freshness(
+            symbols=len(rates),
+            listed=len(counted),
+            halted=len(halted),
+            from_rest=sum(rate.source == REST and time_s[rate.symbol] >= stale_before_s for rate in rates),
+            stale=sum(time_s[rate.symbol] < stale_before_s for rate in counted),
+            behind=sum(brought_s < current_after_s for brought_s in stream_s),
+            oldest_s=min((time_s[rate.symbol] for rate in counted), default=start_s),
+            newest_s=max(time_s.values(), default=start_s),
+            served_s=_all_but_few([self._served_s(rate, time_s[rate.symbol]) for rate in used], start_s),
+            stream_s=_all_but_few(stream_s, start_s),
+        )
+
+    def _served_s(self, rate: FundingRate, as_of_s: float) -> float:
+        """Return when the record came, or, where it was already old then, as of when it is."""
+        return rate.received_s if rate.received_s - as_of_s <= self.context.settings.silence_seconds else as_of_s
+
+    def stream_age_s(self) -> float:
+        """Return the seconds since the stream last brought the market, by Binance's clock."""
+        now_s = self._clock.steady_s()
+        if now_s - self.latest.stream_s > self.context.current_s:
+            self.observe()  # the last observation may be older than what has come since
+        return now_s - self.latest.stream_s
+
+
+def _all_but_few(times_s: list[float], without_any_s: float) -> float:
+    """Return the time that all but a share of FEW have reached."""
+    return sorted(times_s)[int(FEW * len(times_s))] if times_s else without_any_s

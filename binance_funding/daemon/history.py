@@ -1,0 +1,74 @@
+"""The last 24 hours as the daemon saw them, kept in the state file; the server makes the report of them.
+
+Counts live in quarter hours, so that any number of events fits in the file.
+"""
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from ..schema import QUARTER, QUARTER_S, WINDOW_S
+
+_AMOUNTS = dict.fromkeys((one.name for one in QUARTER if one.name != "start"), 0.0)
+
+
+class History:
+    """What happened in the last 24 h: time watched, disconnections, data ages, comparisons, gaps.
+
+    Every time given is Unix seconds of the wall clock. Safe to call from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards everything below; held for microseconds only
+        self._quarters: dict[int, dict[str, float]] = {}
+        self._gaps: list[dict[str, Any]] = []
+
+    def count(self, wall_s: float, **amounts: float) -> None:
+        """Add to the counts of the quarter hour: observed (seconds), unplanned, planned, runs, compared, mismatched."""
+        with self._lock:
+            quarter = self._quarter(wall_s)
+            for name, amount in amounts.items():
+                quarter[name] += amount
+
+    def data_age(self, wall_s: float, age_s: float) -> None:
+        """Note how old the oldest data that counts is."""
+        with self._lock:
+            quarter = self._quarter(wall_s)
+            quarter["worst"] = max(quarter["worst"], round(age_s, 3))
+
+    def gap(self, start_wall_s: float, seconds: float, cause: str) -> None:
+        """Note a gap that has just ended."""
+        with self._lock:
+            self._gaps.append({"start": round(start_wall_s, 3), "seconds": round(seconds, 3), "cause": cause})
+
+    def to_json(self, wall_s: float) -> dict[str, Any]:
+        """Return gaps and quarter hours of the last 24 h, ready for the state file; what is older is forgotten."""
+        with self._lock:
+            # What lies far in the future was noted by a clock that was wrong, and would be counted until then; what
+            # lies less far may have been noted before somebody set the clock back a little.
+            oldest_s, latest_s = wall_s - WINDOW_S, wall_s + WINDOW_S
+            self._quarters = {
+                start: quarter
+                for start, quarter in self._quarters.items()
+                if oldest_s < start + QUARTER_S and start <= latest_s
+            }
+            self._gaps = [
+                gap for gap in self._gaps if oldest_s < gap["start"] + gap["seconds"] and gap["start"] <= latest_s
+            ]
+            quarters = [
+                {"start": start, **quarter, "observed": round(quarter["observed"], 3)}
+                for start, quarter in sorted(self._quarters.items())
+            ]
+            return {"gaps": list(self._gaps), "history": quarters}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what an earlier daemon left in the state file, as it was read."""
+        with self._lock:
+            self._gaps = list(state["gaps"])
+            self._quarters = {
+                int(quarter["start"]): {name: float(quarter[name]) for name in _AMOUNTS} for quarter in state["history"]
+            }
+
+    def _quarter(self, wall_s: float) -> dict[str, float]:
+        start = int(wall_s // QUARTER_S) * QUARTER_S
+        return self._quarters.setdefault(start, dict(_AMOUNTS))

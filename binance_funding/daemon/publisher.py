@@ -1,0 +1,130 @@
+"""Joins what the parts know into the state file: on every change, and at least once per heartbeat. One thread."""
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..schema import HEADER, USUAL_INTERVAL_HOURS, VERSION, declared, marks_text, record_text
+from ..state_file import StateFile
+from .book import Book
+from .context import Context
+from .exchange_clock import ExchangeClock
+from .rates import FundingRate
+
+_TROUBLE = "state file not written"
+# A clock set by more than this since a record was rendered: its time must be written anew.
+_CLOCK_STEP_S = 0.1
+
+
+class Annotations(NamedTuple):
+    """What is known of symbols besides their rates. Each part is replaced as a whole where it changes."""
+
+    interval_hours: Mapping[str, int]
+    interval_known: frozenset[str]
+    listed: frozenset[str] | None
+    halted: frozenset[str]
+
+
+@dataclass(slots=True)
+class _Member:
+    """What of one symbol's member stays the same, and the member as it was rendered last."""
+
+    name: str
+    interval_hours: int
+    marks: str
+    rate: FundingRate | None = None
+    text: bytes = b""
+
+
+class Renderer:
+    """Renders rates as members of `funding_state`; one that has not changed is not rendered again. For one thread."""
+
+    def __init__(self, exchange_clock: ExchangeClock) -> None:
+        self._exchange_clock = exchange_clock
+        self._members: dict[str, _Member] = {}
+        self._annotations = Annotations({}, frozenset(), None, frozenset())
+        self._wall_minus_steady_s = self._offset_s = 0.0
+
+    def render(self, rates: list[FundingRate], wall_minus_steady_s: float, annotations: Annotations) -> list[bytes]:
+        """Return the members for all rates, in their order."""
+        offset_s = self._exchange_clock.offset_s or 0.0
+        step_s = max(abs(wall_minus_steady_s - self._wall_minus_steady_s), abs(offset_s - self._offset_s))
+        if step_s > _CLOCK_STEP_S or annotations != self._annotations or len(self._members) > len(rates):
+            self._wall_minus_steady_s, self._offset_s = wall_minus_steady_s, offset_s
+            self._annotations = annotations
+            self._members.clear()
+        return [self._text(rate) for rate in rates]
+
+    def _text(self, rate: FundingRate) -> bytes:
+        member = self._members.get(rate.symbol) or self._new_member(rate.symbol)
+        if member.rate is not rate:
+            _, decimals, next_funding_time_ms, event_time_ms, source, _ = rate
+            updated_at_s = self._exchange_clock.as_of_s(rate) + self._wall_minus_steady_s
+            values = *decimals, next_funding_time_ms, event_time_ms, updated_at_s, member.interval_hours, source
+            member.rate, member.text = rate, record_text(member.name, *values, marks=member.marks)
+        return member.text
+
+    def _new_member(self, symbol: str) -> _Member:
+        hours, known, listed, halted = self._annotations
+        marks = {
+            "halted": symbol in halted,
+            "unlisted": listed is not None and symbol not in listed,
+            "fundingIntervalAssumed": symbol not in hours and symbol not in known,
+        }
+        name, interval_hours = json.dumps(symbol, ensure_ascii=False), hours.get(symbol, USUAL_INTERVAL_HOURS)
+        member = self._members[symbol] = _Member(name, interval_hours, marks_text(marks))
+        return member
+
+
+@dataclass
+class Publisher:
+    """Writes the state file. `progress_s` may be read from any thread."""
+
+    context: Context
+    file: StateFile
+    book: Book
+    annotations: Callable[[], Annotations]
+    describe: Callable[[float], dict[str, Any]]
+    """Returns all members of the file that follow the records, given the wall time; called in this thread."""
+
+    def __post_init__(self) -> None:
+        self._clock, self._throttle = self.context.clock, self.context.throttle
+        self._renderer = Renderer(self.context.exchange_clock)
+        self.progress_s = self._clock.steady_s()
+        """Steady time at which the thread last went round, whether it could write or not."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Write until `stop` is set and the book's `changed` too; blocks."""
+        while not stop.is_set():
+            self.book.changed.wait(self.context.settings.heartbeat_seconds)
+            self.book.changed.clear()
+            self.write_or_log()
+            self.progress_s = self._clock.steady_s()
+
+    def write(self) -> None:
+        """Write the file now. Raises OSError."""
+        now = self._clock.now()
+        header = {
+            "version": VERSION,
+            "updated_at": round(now.wall_s, 3),
+            "daemon_pid": os.getpid(),
+            # The same instant on the clock that nobody can set: readers can tell ages whatever happens to wall time.
+            "boot_id": self._clock.boot_id,
+            "boottime": round(now.steady_s, 3),
+        }
+        records = self._renderer.render(self.book.rates(), now.wall_s - now.steady_s, self.annotations())
+        self.file.write(records, declared(HEADER, header), self.describe(now.wall_s))
+
+    def write_or_log(self) -> None:
+        """Write the file now; log what keeps it from being written. For one thread at a time."""
+        try:
+            self.write()
+        except OSError as error:
+            words = (error.strerror or str(error)).lower()
+            self._throttle.warn(_TROUBLE, words, logging.ERROR, file=self.file.path, next="tried at every change")
+            return
+        self._throttle.resolve(_TROUBLE, log_as="state file written again", level=logging.WARNING)

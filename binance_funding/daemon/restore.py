@@ -1,0 +1,79 @@
+"""What a starting daemon takes over from the file that the last one left, with its old times."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..log import EventLogger
+from ..schema import DECIMALS, GAP_SECONDS, USUAL_INTERVAL_HOURS
+from ..state_file import UnusableState, read, written_age_s
+from .book import Book
+from .context import Context
+from .freshness import FreshnessWatch
+from .rates import FundingRate
+from .rest import RestPoller
+from .stream import StreamPool
+
+_log = EventLogger(__name__)
+
+
+def restore(
+    path: str, context: Context, book: Book, freshness: FreshnessWatch, rest: RestPoller, stream: StreamPool
+) -> None:
+    """Go on from what the last daemon left, so that staleness, gaps and totals stay true. For the start, once.
+
+    A file that cannot be read is dropped with a warning; none is no news.
+    """
+    try:
+        state = read(path)
+    except UnusableState as error:
+        if os.path.lexists(path):
+            _log.warning("old state dropped", cause=error)
+        return
+    now, boot_id = context.clock.now(), context.clock.boot_id
+    down_s = written_age_s(state, now, boot_id)
+    # The present by the clock that the file's times are of: this host's may have been set since.
+    file_now_s = state["updated_at"] + down_s
+    steady_minus_file_s = now.steady_s - file_now_s
+    records, status = state["funding_state"], state["connection_status"]
+    offset_s = status["clock_offset_seconds"]
+    # A release that knew of no lag took the offset from the stream, which may have lagged: it named no such time.
+    is_from_time = offset_s is not None and status["market_served_time"] is not None
+    if is_from_time and boot_id and state["boot_id"] == boot_id:
+        context.exchange_clock.restore(offset_s - steady_minus_file_s)
+    book.restore(_rate(symbol, record, steady_minus_file_s, now.steady_s) for symbol, record in records.items())
+    rest.restore(_pause_s(status["rest"], file_now_s), *_intervals(records))
+    stream.restore(_pause_s(status, file_now_s))
+    context.history.restore(state)
+    context.comparison.restore(state)
+    freshness.not_running = down_s > GAP_SECONDS
+    freshness.start_at((status["daemon_start_time"] or state["updated_at"]) + steady_minus_file_s)
+    if down_s <= GAP_SECONDS:
+        # So short a restart is no gap, and none in what was watched either.
+        context.history.count(now.wall_s, observed=down_s)
+    say = _log.info if records else _log.debug
+    say("took over", symbols=len(records), not_running_s=down_s)
+
+
+def _pause_s(status: Mapping[str, Any], now_s: float) -> float:
+    """Return how long Binance still asks not to be asked."""
+    return max(0.0, (status["paused_until"] or 0.0) - now_s)
+
+
+def _rate(symbol: str, record: Mapping[str, Any], steady_minus_file_s: float, now_s: float) -> FundingRate:
+    return FundingRate(
+        symbol,
+        tuple(repr(record[name]) for name in DECIMALS),
+        int(record["nextFundingTime"]),
+        int(record["eventTime"]),
+        record["source"],
+        min(now_s, record["updatedAt"] + steady_minus_file_s),
+    )
+
+
+def _intervals(records: Mapping[str, Any]) -> tuple[dict[str, int], frozenset[str]]:
+    """Return the funding intervals that Binance named, by symbol, and the symbols of which they are known."""
+    known = {
+        s: record["fundingIntervalHours"] for s, record in records.items() if "fundingIntervalAssumed" not in record
+    }
+    return {symbol: hours for symbol, hours in known.items() if hours != USUAL_INTERVAL_HOURS}, frozenset(known)

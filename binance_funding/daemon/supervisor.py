@@ -1,0 +1,247 @@
+"""Joins the parts of the daemon, watches over them, and ends them. Everything here runs in the main thread."""
+
+import functools
+import gc
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
+
+from .. import __version__, service
+from ..clock import Clock
+from ..log import EventLogger
+from ..schema import STATUS, declared
+from ..settings import Settings, SettingsError
+from ..state_file import AlreadyRunning, StateFile
+from . import transport
+from .book import MOST_SYMBOLS, Book
+from .connection import Connection
+from .context import Context
+from .feed import Feed
+from .freshness import Freshness, FreshnessWatch
+from .publisher import Annotations, Publisher
+from .rest import RestClient, RestPoller
+from .restore import restore
+from .stream import StreamPool
+
+_log = EventLogger("binance_funding.daemon")
+
+# What a thread may take for one round before the watchdog is no longer fed. REST may wait for a name server and for
+# every address of the host.
+_STUCK_AFTER_S, _REST_STUCK_AFTER_S = 10.0, 180.0
+_ROUND_S = 1.0
+# A round that took so much longer was held up (SIGSTOP, suspend), and so were the threads.
+_HELD_UP_S = 3.0
+_STOP_WITHIN_S = 1.6
+_CLOCK_WARNING_S = 5.0
+_PRUNE_EVERY_S = 60.0
+# The age in the status line goes up in steps of this: between two ticks it says the same.
+_STATUS_AGE_STEP_S = 5
+# A tick brings thousands of records that live on, and no cycles: looking for some after every 700 is work in vain.
+GARBAGE_THRESHOLD = 400_000
+
+
+def check(settings: Settings) -> None:
+    """Check what only this host can tell. Raises SettingsError."""
+    transport.check([*settings.binance_ws_urls, settings.binance_rest_url])
+    path = os.path.realpath(settings.state_file)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise SettingsError(f"STATE_FILE={settings.state_file} is not allowed: it is there, and not a regular file")
+    if not os.path.isdir(os.path.dirname(path)):
+        raise SettingsError(f"STATE_FILE={settings.state_file} is not allowed: no such directory")
+
+
+@dataclass
+class Daemon:
+    """All parts, joined. Tests put in what stands for the outside."""
+
+    settings: Settings
+    clock: Clock = field(default_factory=Clock)
+    _: KW_ONLY
+    threads: service.Threads = field(default_factory=service.Threads)
+    open_connection: Callable[..., Connection] = Connection
+    rest_client: RestClient | None = None
+    notify: Callable[[str], bool] = service.notify
+
+    def __post_init__(self) -> None:
+        """Build the parts, start nothing."""
+        settings, clock = self.settings, self.clock
+        self._context = context = Context(settings, clock)
+        self._throttle = context.throttle
+        self._stop = threading.Event()  # for the other threads; a signal handler must not touch it
+        self._started_s = self._watched_s = self._pruned_s = self._resumed_s = clock.steady_s()
+        self._status, self._from_rest, self._is_writer = "", 0, False
+
+        client = self.rest_client or RestClient(settings.binance_rest_url, settings.rest_timeout_seconds, clock)
+        self._file = StateFile(settings.state_file)
+        self._book = Book(context)
+        self._freshness = FreshnessWatch(context, self._book, self._trouble)
+        self._feed = Feed(context, self._freshness)
+        self._stream = StreamPool(context, self._feed, self.threads.start, open_connection=self.open_connection)
+        self._rest = RestPoller(context, client, self._book, self._freshness, lambda: len(self._stream.live()))
+        self._publisher = Publisher(context, self._file, self._book, self._annotations, self._describe)
+
+    def run(self) -> int:
+        """Run until a stop is requested or a thread dies; return the exit status."""
+        settings = self.settings
+        _log.info(
+            "starting",
+            version=__version__,
+            pid=os.getpid(),
+            state_file=settings.state_file,
+            connections=settings.stream_connections,
+            urls=",".join(settings.binance_ws_urls),
+            rest=settings.binance_rest_url,
+        )
+        service.acquire(self._take_file, self._explain, self.threads.stop_request)
+        for name, work in (("publisher", self._publisher.run), ("stream", self._stream.run), ("rest", self._rest.run)):
+            self.threads.start(name, functools.partial(work, self._stop))
+        self.notify("READY=1")
+        self.threads.guard("main", self._watch)
+        return self._end()
+
+    def _take_file(self) -> None:
+        """Become the file's writer, take over what it holds, and write it. May be called again where that failed."""
+        if not self._is_writer:
+            self._file.lock()
+            self._is_writer = True
+            restore(self._file.path, self._context, self._book, self._freshness, self._rest, self._stream)
+        self._publisher.write()
+
+    def _explain(self, error: OSError) -> tuple[str, int]:
+        if isinstance(error, AlreadyRunning):
+            return str(error), service.EX_TEMPFAIL
+        words = (error.strerror or str(error)).lower()
+        return f"STATE_FILE={self.settings.state_file} cannot be written: {words}", service.EX_CANTCREAT
+
+    def _watch(self) -> None:
+        """Go round until the stop: measure freshness, keep STATUS current, feed the watchdog while all moves."""
+        watchdog_s = service.watchdog_interval_s()
+        round_s = min(_ROUND_S, watchdog_s or _ROUND_S)
+        while not self.threads.stop_request.wait(round_s):
+            now = self.clock.now()
+            passed_s, self._watched_s = now.steady_s - self._watched_s, now.steady_s
+            if passed_s > round_s + _HELD_UP_S:
+                self._resumed_s = now.steady_s
+            else:
+                self._context.history.count(now.wall_s, observed=passed_s)
+            freshness = self._freshness.observe()
+            self._warn_of_clock()
+            self._log_from_rest(freshness)
+            if now.steady_s - self._pruned_s >= _PRUNE_EVERY_S:
+                self._pruned_s = now.steady_s
+                self._prune(now.steady_s)
+            self._report_to_systemd(freshness, now.steady_s, has_watchdog=watchdog_s is not None)
+
+    def _prune(self, now_s: float) -> None:
+        self._book.prune_delisted(now_s)
+        if self._book.is_full():
+            self._throttle.warn("too many symbols", level=logging.ERROR, most=MOST_SYMBOLS, next="new ones left out")
+        gc.collect()  # what ended connections leave behind goes round in circles, and there may be many
+
+    def _report_to_systemd(self, freshness: Freshness, now_s: float, *, has_watchdog: bool) -> None:
+        allowed_s = (
+            ("stream", self._stream.progress_s, _STUCK_AFTER_S),
+            ("publisher", self._publisher.progress_s, _STUCK_AFTER_S + self.settings.heartbeat_seconds),
+            ("rest", self._rest.progress_s, _REST_STUCK_AFTER_S + self.settings.rest_timeout_seconds),
+        )
+        stuck = [name for name, moved_s, within_s in allowed_s if now_s - max(moved_s, self._resumed_s) > within_s]
+        if stuck:
+            cause = "no progress of thread " + " and ".join(stuck)
+            self._throttle.warn("stuck", cause, logging.ERROR, next="watchdog" if has_watchdog else "restart it")
+        else:
+            self._throttle.resolve("stuck", log_as="moving again")
+            # READY again, since the first may not have been heard either.
+            if has_watchdog and not self.notify("READY=1\nWATCHDOG=1"):
+                self._throttle.warn("systemd not reached", "its notification socket takes nothing", next="tried again")
+            else:
+                self._throttle.resolve("systemd not reached", log_as="systemd reached again")
+        # What Binance says ends up in it, and a line of its own would be an order to systemd.
+        status = "".join(c if c.isprintable() else " " for c in self._status_line(freshness, now_s))
+        if status != self._status:
+            self._status = status
+            self.notify(f"STATUS={status}")
+
+    def _status_line(self, freshness: Freshness, now_s: float) -> str:
+        live, age_s = len(self._stream.live()), (now_s - freshness.newest_s) // _STATUS_AGE_STEP_S * _STATUS_AGE_STEP_S
+        connections = f"{live} of {self.settings.stream_connections} connections"
+        if not freshness.symbols:
+            return f"no data yet, {connections}: {self._trouble()}"
+        source = "stream" if live and not self._rest.fallback_active else "REST" if freshness.from_rest else "none"
+        return (
+            f"{freshness.symbols} symbols, newest {age_s:.0f} s old, source {source}, "
+            f"{connections}, {freshness.from_rest} symbols from REST, {freshness.stale} stale"
+        )
+
+    def _warn_of_clock(self) -> None:
+        offset_s = self._context.exchange_clock.wall_offset_s()
+        if offset_s is not None and abs(offset_s) > _CLOCK_WARNING_S:
+            cause = "this host's clock differs from Binance's"
+            self._throttle.warn("clock", cause, offset_s=round(offset_s, 1), next="check NTP")
+        elif offset_s is not None:
+            self._throttle.resolve("clock", log_as="clock right again")
+
+    def _log_from_rest(self, freshness: Freshness) -> None:
+        """Log when a part of the market lives on REST although the stream is there, and when it no longer does."""
+        if freshness.from_rest == self._from_rest or not self._stream.live():
+            return
+        self._from_rest = freshness.from_rest
+        facts: dict[str, Any] = {"count": freshness.from_rest, "of": freshness.symbols}
+        if freshness.from_rest:
+            self._throttle.warn("symbols from REST", level=logging.INFO, **facts)
+        else:
+            self._throttle.resolve("symbols from REST", log_as="symbols from REST", **facts)
+
+    def _annotations(self) -> Annotations:
+        rest, book = self._rest, self._book
+        return Annotations(rest.interval_hours, rest.interval_known, book.listed, book.halted)
+
+    def _trouble(self) -> str:
+        """Name what is wrong with the sources, for the cause of a gap."""
+        parts = [f"stream: {self._stream.trouble() or 'nothing came'}"]
+        if self._rest.trouble:
+            parts.append(f"REST: {self._rest.trouble}")
+        return "; ".join(parts)
+
+    def _describe(self, wall_s: float) -> dict[str, Any]:
+        """Return all members of the state file that follow the records."""
+        offset_s, freshness = self._context.exchange_clock.wall_offset_s(), self._freshness.latest
+        status = {
+            **self._stream.status(),
+            "rejected_rows": self._feed.rejected_rows + self._rest.rejected_rows,
+            "fallback_active": self._rest.fallback_active,
+            "symbols_from_rest": freshness.from_rest,
+            "symbols_behind": freshness.behind,
+            "symbols_halted": freshness.halted,
+            "market_served_time": round(wall_s - (self.clock.steady_s() - freshness.served_s), 3),
+            "clock_offset_seconds": None if offset_s is None else round(offset_s, 3),
+            # By the boot clock: a wall clock that was set does not change for how long the daemon has run.
+            "daemon_start_time": round(wall_s - (self.clock.steady_s() - self._started_s), 3),
+            "gaps_ended": self._freshness.gaps_ended,
+            "gap_seconds": self._freshness.gap_seconds,
+        }
+        return {
+            "connection_status": {**declared(STATUS, status), "rest": self._rest.status()},
+            "comparison": self._context.comparison.to_json(),
+            **self._context.history.to_json(wall_s),
+        }
+
+    def _end(self) -> int:
+        """Stop all threads, write the last state, return the exit status."""
+        self.notify("STOPPING=1")
+        _log.info("stopping", cause="a thread died" if self.threads.crashed else "signal")
+        self._stop.set()
+        self._stream.wake()
+        self._book.changed.set()
+        self._rest.abort()
+        unfinished = self.threads.join(_STOP_WITHIN_S / 2)
+        if unfinished:
+            self._stream.abort()
+            unfinished = self.threads.join(_STOP_WITHIN_S / 2)
+        if unfinished:
+            _log.info("still waiting at the end", threads=",".join(unfinished))
+        if "publisher" not in unfinished and not self.threads.crashed:
+            self._publisher.write_or_log()  # what the others counted while they ended
+        return self.threads.exit_status()

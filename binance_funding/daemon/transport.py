@@ -1,0 +1,161 @@
+"""The way to Binance, the same for stream and REST: name, proxy, TCP and TLS, within one deadline.
+
+Proxies: `https_proxy` for wss and https, `http_proxy` for ws and http, else `all_proxy`, in either case; not for hosts
+that `no_proxy` names, nor for this one. Only HTTP proxies, asked to CONNECT whatever the scheme: RFC 9110, 9.3.6.
+Certificates: those that this system trusts, or those in `SSL_CERT_FILE`.
+"""
+
+import base64
+import contextlib
+import os
+import re
+import socket
+import ssl
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from ..clock import Deadline
+from ..settings import SettingsError
+
+_SECURE = ("wss", "https")
+_THIS_HOST = ("localhost", "127.0.0.1", "::1")
+_LARGEST_HEAD_BYTES = 65_536
+
+
+class NoConnection(OSError):
+    """No connection came about; the text says why."""
+
+    def __init__(self, words: str, *, is_unreachable: bool, is_timeout: bool) -> None:
+        super().__init__(words)
+        self.is_unreachable = is_unreachable
+        """Nothing answered at the address at all."""
+        self.is_timeout = is_timeout
+
+
+class Proxy(NamedTuple):
+    """An HTTP proxy."""
+
+    host: str
+    port: int
+    authorization: str
+    """Header line with user and password, or ""."""
+
+
+def check(urls: Iterable[str], environment: Mapping[str, str] = os.environ) -> None:
+    """Check the settings that are the system's, for the start. Raises SettingsError, in one line."""
+    for url in urls:
+        proxy_for(url, environment)
+    path = environment.get("SSL_CERT_FILE")
+    if path:
+        try:
+            ssl.create_default_context(cafile=path)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise SettingsError(f"SSL_CERT_FILE={path!r} holds no certificates that can be read: {reason}") from error
+
+
+def proxy_for(url: str, environment: Mapping[str, str] = os.environ) -> Proxy | None:
+    """Return the proxy through which this address is reached. Raises SettingsError for any but an HTTP proxy."""
+    parts = urlsplit(url)
+    host, kind = parts.hostname or "", "https" if parts.scheme in _SECURE else "http"
+    excepted = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    if host in _THIS_HOST or any(_covers(name.strip().lower().lstrip("."), host) for name in excepted.split(",")):
+        return None
+    names = (f"{kind}_proxy", f"{kind}_proxy".upper(), "all_proxy", "ALL_PROXY")
+    return next((_proxy(name, environment[name].strip()) for name in names if environment.get(name)), None)
+
+
+def _covers(name: str, host: str) -> bool:
+    return name in ("*", host) or (bool(name) and host.endswith(f".{name}"))
+
+
+def _proxy(name: str, value: str) -> Proxy:
+    try:
+        parts = urlsplit(value if "://" in value else f"http://{value}")
+        host, port = parts.hostname, parts.port or 80
+    except ValueError:
+        host = None
+    if not host or parts.scheme != "http":
+        # The value is not quoted: it may hold a password.
+        raise SettingsError(f"{name} is not allowed: an HTTP proxy, as http://HOST:PORT or HOST:PORT (no SOCKS)")
+    if parts.username is None:
+        return Proxy(host, port, "")
+    user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return Proxy(host, port, f"Proxy-Authorization: Basic {base64.b64encode(user.encode()).decode()}\r\n")
+
+
+def connect(url: str, deadline: Deadline) -> socket.socket:
+    """Return a socket connected to the address, with TLS if it is a secure one. From any thread.
+
+    Blocks until the deadline at most, and for as long as the name server takes. Raises NoConnection.
+    """
+    parts, proxy = urlsplit(url), proxy_for(url)
+    host, is_secure = parts.hostname or "", parts.scheme in _SECURE
+    port = parts.port or (443 if is_secure else 80)
+    sock, where = None, "proxy: " if proxy else ""
+    try:
+        sock = _open(*proxy[:2] if proxy else (host, port), deadline)
+        if proxy:
+            _tunnel(sock, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", proxy, deadline)
+            where = ""
+        limit(sock, deadline)
+        # A context each time: what the system trusts may change while the daemon runs.
+        return ssl.create_default_context().wrap_socket(sock, server_hostname=host) if is_secure else sock
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one
+        if sock is not None:
+            sock.close()
+        is_timeout = isinstance(error, TimeoutError)
+        raise NoConnection(where + explain(error), is_unreachable=sock is None, is_timeout=is_timeout) from error
+
+
+def limit(sock: socket.socket, deadline: Deadline) -> None:
+    """Let the next call of the socket block until the deadline at most. Raises TimeoutError where that is over."""
+    if deadline.is_over():
+        raise TimeoutError
+    sock.settimeout(deadline.remaining_s() + 0.001)
+
+
+def explain(error: Exception) -> str:
+    """Say in a few words what went wrong on the network."""
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return "DNS: the host name cannot be resolved"
+    if isinstance(error, TimeoutError):
+        return "no answer in time while connecting"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {getattr(error, 'verify_message', '') or error.reason or error}"
+    return error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def _open(host: str, port: int, deadline: Deadline) -> socket.socket:
+    """Open a TCP connection to the first of the host's addresses that answers."""
+    *others, last = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for address in others:
+        with contextlib.suppress(OSError):  # one that is silent leaves time for the next
+            return _open_address(address, deadline.remaining_s() / 2)
+    return _open_address(last, deadline.remaining_s())
+
+
+def _open_address(address: tuple[Any, ...], within_s: float) -> socket.socket:
+    sock = socket.socket(*address[:3])
+    try:
+        sock.settimeout(within_s + 0.001)  # 0 would mean: not at all
+        sock.connect(address[-1])
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _tunnel(sock: socket.socket, target: str, proxy: Proxy, deadline: Deadline) -> None:
+    limit(sock, deadline)
+    sock.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{proxy.authorization}\r\n".encode())
+    head = b""
+    while b"\r\n\r\n" not in head:
+        limit(sock, deadline)
+        received = sock.recv(4096)
+        head += received
+        if not received or len(head) > _LARGEST_HEAD_BYTES:
+            raise OSError("its answer to CONNECT is not HTTP")
+    if not re.match(rb"HTTP/1\.[01] 2[0-9][0-9]", head):
+        raise OSError(f"it answers CONNECT with {head.splitlines()[0][:100].decode('latin-1')!r}")

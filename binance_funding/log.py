@@ -1,0 +1,225 @@
+"""Log lines of both programs: one for each event, key=value, and what repeats at growing intervals.
+
+On a terminal a line begins with its time; for the journal, with its priority (man sd-daemon(3), systemd.exec(5)).
+A thread of its own writes them, so that a reader of stderr that stands still blocks nothing else.
+"""
+
+import logging
+import os
+import queue
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+# What a cause quotes or counts may be something else each time; it is the same cause all the same.
+_QUOTATION, _NUMBER = re.compile("['\"{]"), re.compile("[0-9.]+")
+_LONGEST_WAIT_S = 3600.0
+# So often may a trouble be logged ahead of its time, because it came back or has another cause.
+_LINES_AHEAD = 8
+# What waits to be written while the reader of stderr stands still; the rest is counted.
+_MOST_WAITING = 1000
+_FLUSH_WITHIN_S = 0.5
+
+
+def line(event: str, **facts: Any) -> str:
+    """Write one event as a log line: `event key=value key="two words"`. Never more than one line."""
+    return " ".join([event, *(f"{key}={_value(value)}" for key, value in facts.items())])
+
+
+def _value(value: object) -> str:
+    text = f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    if text and text.isprintable() and not set(text) & set(' "='):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else repr(c)[1:-1] for c in escaped) + '"'
+
+
+class EventLogger:
+    """Logs events by name with their facts. Safe to call from any thread."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def log(self, level: int, event: str, *, exc_info: bool = False, **facts: Any) -> None:
+        """Log one event; with exc_info the traceback of the exception being handled follows it."""
+        if self._logger.isEnabledFor(level):
+            self._logger.log(level, "%s", line(event, **facts), exc_info=exc_info)
+
+    def debug(self, event: str, **facts: Any) -> None:
+        """Log what only a search for a fault needs."""
+        self.log(logging.DEBUG, event, **facts)
+
+    def info(self, event: str, **facts: Any) -> None:
+        """Log what happens in the normal course of things, good news included."""
+        self.log(logging.INFO, event, **facts)
+
+    def warning(self, event: str, **facts: Any) -> None:
+        """Log what went wrong and is dealt with."""
+        self.log(logging.WARNING, event, **facts)
+
+    def error(self, event: str, **facts: Any) -> None:
+        """Log what went wrong and needs somebody."""
+        self.log(logging.ERROR, event, **facts)
+
+
+@dataclass
+class _Trouble:
+    since_s: float
+    """When it came, or came back."""
+    next_s: float
+    """When it is due to be logged again."""
+    wait_s: float
+    lines_ahead: int = _LINES_AHEAD
+    suppressed: int = 0
+    logged: bool = True
+    """Whether anything was logged since it came, or came back."""
+    resolved_s: float | None = None
+    causes: set[str] = field(default_factory=set)
+
+
+class LogThrottle:
+    """Logs a lasting trouble once, then after 1, 2, 4 ... times `first_wait_s` (at most hourly), until it is resolved.
+
+    A trouble that comes back, and a cause not yet logged, are logged at once, up to a limit: what comes and goes is one
+    trouble too, until it has stayed away for `first_wait_s`. Safe to call from any thread.
+    """
+
+    def __init__(self, logger: EventLogger, steady_s: Callable[[], float], first_wait_s: float = 600.0) -> None:
+        self._logger = logger
+        self._steady_s = steady_s
+        self._first_wait_s = first_wait_s
+        self._lock = threading.Lock()  # guards _troubles, shared by the threads that meet the same trouble
+        self._troubles: dict[str, _Trouble] = {}
+
+    def warn(
+        self, event: str, cause: str = "", level: int = logging.WARNING, *, exc_info: bool = False, **facts: Any
+    ) -> None:
+        """Log the event with its cause, if it has one, unless it was logged lately."""
+        now_s, kind = self._steady_s(), _NUMBER.sub("", _QUOTATION.split(cause, maxsplit=1)[0])
+        with self._lock:
+            suppressed = self._due(event, kind, now_s)
+        if suppressed is not None:
+            because: dict[str, Any] = {"cause": cause} if cause else {}
+            repeated: dict[str, Any] = {"repeated": suppressed} if suppressed else {}
+            self._logger.log(level, event, exc_info=exc_info, **because, **facts, **repeated)
+
+    def _due(self, event: str, kind: str, now_s: float) -> int | None:
+        """Take note of the trouble; return how often it was suppressed if it is to be logged now, else None."""
+        trouble = self._troubles.get(event)
+        if trouble is None or (trouble.resolved_s is not None and now_s - trouble.resolved_s > self._first_wait_s):
+            self._troubles[event] = _Trouble(now_s, now_s + self._first_wait_s, self._first_wait_s, causes={kind})
+            return 0
+        is_new = kind not in trouble.causes
+        if trouble.resolved_s is not None:
+            trouble.since_s, trouble.resolved_s, trouble.logged, is_new = now_s, None, False, True
+        if now_s >= trouble.next_s:
+            trouble.wait_s = min(2 * trouble.wait_s, _LONGEST_WAIT_S)
+            trouble.next_s = now_s + trouble.wait_s
+        elif is_new and trouble.lines_ahead > 0:
+            trouble.lines_ahead -= 1
+        else:
+            trouble.suppressed += 1
+            return None
+        trouble.logged = True
+        trouble.causes.add(kind)
+        suppressed, trouble.suppressed = trouble.suppressed, 0
+        return suppressed
+
+    def resolve(self, *events: str, log_as: str = "", level: int = logging.INFO, **facts: Any) -> None:
+        """End these troubles; where one of them had been logged, log that it is over (`log_as`)."""
+        now_s, lasted_s = self._steady_s(), list[float]()
+        with self._lock:
+            for trouble in map(self._troubles.get, events):
+                if trouble is not None and trouble.resolved_s is None:
+                    trouble.resolved_s = now_s
+                    if trouble.logged:
+                        trouble.suppressed = 0
+                        lasted_s.append(now_s - trouble.since_s)
+        if lasted_s and log_as:
+            self._logger.log(level, log_as, after_s=max(lasted_s), **facts)
+
+
+class _JournalFormatter(logging.Formatter):
+    """Puts the journald priority before every line, those of a traceback too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"<{_PRIORITIES.get(record.levelno, 6)}>"
+        return "\n".join(prefix + line for line in super().format(record).splitlines())
+
+
+class _Writer(logging.Handler):
+    """Writes to a file descriptor in a thread of its own: however long that blocks, logging never does.
+
+    What finds no room among the waiting lines, or cannot be written, is counted and logged as soon as that is possible.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._waiting: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
+        self._without_room = 0
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._waiting.qsize() < _MOST_WAITING:
+            self._waiting.put(self.format(record))
+        else:
+            self._without_room += 1
+
+    def flush(self) -> None:
+        """Wait for all lines so far, within a limit; module logging calls it at the end of the program."""
+        is_written = threading.Event()
+        self._waiting.put(is_written)
+        is_written.wait(_FLUSH_WITHIN_S)
+
+    def _run(self) -> None:
+        failed = logged = 0
+        while True:
+            waiting = self._waiting.get()
+            if isinstance(waiting, str):
+                failed += not self._write(waiting)
+            missing = self._without_room + failed - logged
+            if missing and self._waiting.empty() and self._write(self._note(missing)):
+                logged += missing
+            if isinstance(waiting, threading.Event):
+                waiting.set()
+
+    def _note(self, missing: int) -> str:
+        text = line("log lines left out", count=missing, cause="stderr took no more")
+        return self.format(logging.makeLogRecord({"levelno": logging.WARNING, "levelname": "WARNING", "msg": text}))
+
+    def _write(self, text: str) -> bool:
+        unwritten = f"{text}\n".encode(errors="backslashreplace")
+        try:
+            while unwritten:
+                unwritten = unwritten[os.write(self._fd, unwritten) :]
+        except OSError:  # closed, or its reader is gone: there is nobody to tell
+            return False
+        return True
+
+
+def set_up() -> None:
+    """Log to stderr: with priorities and without time where the journal listens, with time on a terminal."""
+    if sys.stderr is None:  # closed at the start; its number may soon be that of another file
+        return
+    fd = sys.stderr.fileno()
+    handler = _Writer(fd)
+    if _is_journal(fd):
+        handler.setFormatter(_JournalFormatter("%(message)s"))
+    else:
+        formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
+        formatter.converter = time.gmtime
+        handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    # What the library has to say reaches us as exceptions, and is logged once, in our words.
+    logging.getLogger("websocket").setLevel(logging.CRITICAL)
+
+
+def _is_journal(fd: int) -> bool:
+    info = os.fstat(fd)
+    return os.environ.get("JOURNAL_STREAM") == f"{info.st_dev}:{info.st_ino}"

@@ -1,0 +1,222 @@
+"""Every field of the state file, declared once: name, type, unit, meaning, and its metric if it has one.
+
+Reading, checking and writing the file, the health answer, the metrics and docs/state-file.md come from here. A field
+that an older file lacks gets its default; a required one has none, and without it the file is not one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple
+
+VERSION = 1
+WINDOW_S = 86_400
+"""What the report looks back on."""
+QUARTER_S = 900
+"""Length of one member of `history`."""
+GAP_SECONDS = 10.0
+"""Longest time without new data of the market that is not a gap."""
+FEW = 0.01
+"""Share of the market that may lack current data before the market counts as lacking it."""
+USUAL_INTERVAL_HOURS = 8
+"""Funding interval of the symbols for which Binance names none."""
+
+
+class Kind(NamedTuple):
+    """What a value is: its JSON types, its unit, and how a record writes it, as of the operator %."""
+
+    types: frozenset[type]
+    unit: str = ""
+    render: str = "%s"
+    members: frozenset[type] = frozenset()
+    """Of what is a list or an object: the types of what it holds."""
+
+
+_NUMBER = frozenset({int, float})
+COUNT, RATIO, SECONDS = Kind(_NUMBER), Kind(_NUMBER, "fraction"), Kind(_NUMBER, "s")
+PRICE, HOURS = Kind(_NUMBER, "quote asset"), Kind(_NUMBER, "h")
+UNIX_S, UNIX_MS = Kind(_NUMBER, "Unix s", "%.3f"), Kind(_NUMBER, "Unix ms")
+FLAG, TEXT = Kind(frozenset({bool}), "true or false"), Kind(frozenset({str}), "text", '"%s"')
+COUNTS = Kind(frozenset({dict}), "numbers by name", members=_NUMBER)
+NAMES = Kind(frozenset({list}), "list of names", members=TEXT.types)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of the file."""
+
+    name: str
+    kind: Kind
+    meaning: str
+    _: KW_ONLY
+    default: Any = None
+    """What it is where a file lacks it. None: it may be null, for "not known"."""
+    required: bool = False
+    allowed: tuple[Any, ...] = ()
+    metric: str = ""
+    """Name for Prometheus without prefix, with `{label="value"}` where fields share one; a counter if it ends in
+    `_total`, else a gauge. Its HELP is the meaning of the fields that name it."""
+    in_health: bool = False
+    """Whether the health answer shows it, its name in camel case."""
+
+    def read(self, members: list[dict[str, Any]]) -> list[Any]:
+        """Return its values, one from each member; checked together, since there are thousands.
+
+        Raises ValueError where one is missing or not what it should be.
+        """
+        try:
+            values = [member[self.name] if self.required else member.get(self.name, self.default) for member in members]
+        except KeyError:
+            raise ValueError(f"{self.name} is missing") from None
+        may_be_null = self.default is None and not self.required
+        self._check([value for value in values if value is not None] if may_be_null else values)
+        return values
+
+    def _check(self, values: list[Any]) -> None:
+        """Raise ValueError where one is not what it should be. None of them is NaN: that is not JSON."""
+        if not set(map(type, values)) <= self.kind.types:
+            raise ValueError(f"{self.name} has the wrong type")
+        if self.kind.types is _NUMBER and values and not -1e300 < min(values) <= max(values) < 1e300:
+            raise ValueError(f"{self.name} is too large")
+        if self.allowed and not set(values) <= set(self.allowed):
+            raise ValueError(f"{self.name} is none of {', '.join(map(str, self.allowed))}")
+        if self.kind.members:
+            held = [one for value in values for one in (value.values() if type(value) is dict else value)]
+            if not set(map(type, held)) <= self.kind.members:
+                raise ValueError(f"{self.name} holds a value of the wrong type")
+
+
+Section = tuple[Field, ...]
+
+HEADER: Section = (
+    Field("version", COUNT, "format of the file", required=True, allowed=(VERSION,)),
+    Field("updated_at", UNIX_S, "when the file was written", required=True, metric="state_file_timestamp_seconds"),
+    Field("daemon_pid", COUNT, "process that wrote it", default=0),
+    Field("boot_id", TEXT, "boot of the host within which `boottime` counts", default=""),
+    Field("boottime", SECONDS, "`updated_at` on the clock since boot, which nobody can set", default=0.0),
+)
+
+_HOURS = tuple(range(1, 25))
+
+RECORD: Section = (
+    Field("fundingRate", RATIO, "funding rate per funding interval: 0.0001 is 0.01 %", required=True, metric="rate"),
+    Field("markPrice", PRICE, "mark price", required=True, metric="mark_price"),
+    Field("indexPrice", PRICE, "index price", required=True),
+    Field("nextFundingTime", UNIX_MS, "when funding is paid next", required=True),
+    Field("eventTime", UNIX_MS, "when this was true, by Binance's clock", required=True),
+    Field("updatedAt", UNIX_S, "event time by this host's clock", required=True, metric="updated_timestamp_seconds"),
+    Field("fundingIntervalHours", HOURS, "time between two fundings", default=USUAL_INTERVAL_HOURS, allowed=_HOURS),
+    Field("source", TEXT, "where it came from", required=True, allowed=("websocket", "rest")),
+)
+
+DECIMALS = tuple(one.name for one in RECORD if one.kind in (RATIO, PRICE))
+"""The fields at the head of a record, which Binance sends as decimals. One that is not required has a number for a
+default."""
+
+MARKS: Section = (
+    Field("halted", FLAG, "the exchange itself has nothing newer", default=False),
+    Field("unlisted", FLAG, "REST's last snapshot does not hold it", default=False),
+    Field("fundingIntervalAssumed", FLAG, "Binance has not said yet that the interval is 8 h", default=False),
+)
+"""Members of a record that are there only where they are true."""
+
+REST: Section = (
+    Field("polls", COUNT, "REST snapshots asked for", default=0, metric="rest_polls_total"),
+    Field("errors", COUNT, "REST snapshots that failed", default=0),
+    Field("errors_by_status", COUNTS, "failed REST snapshots by kind", default={}, metric="rest_errors_total{status}"),
+    Field("last_success_time", UNIX_S, "when the last snapshot came"),
+    Field("paused_until", UNIX_S, "until when Binance asked not to be asked"),
+    Field("last_error", TEXT, "why a snapshot failed last"),
+    Field("trouble", TEXT, "the last error, while no success has followed it"),
+)
+
+STATUS: Section = (
+    Field("connected", FLAG, "whether any connection is live", default=False),
+    Field("connections", COUNT, "connections that bring current mark prices", metric="stream_connections"),
+    Field("connections_wanted", COUNT, "`STREAM_CONNECTIONS`"),
+    Field("url", TEXT, "address of the first live connection"),
+    Field("last_connected_time", UNIX_S, "when a connection last became live", in_health=True),
+    Field("last_message_time", UNIX_S, "when the last message came", metric="last_message_timestamp_seconds"),
+    Field("messages_received", COUNT, "messages received", metric="stream_messages_total", in_health=True),
+    Field("disconnects", COUNT, "connections lost", metric='stream_disconnects_total{kind="unplanned"}'),
+    Field("planned_disconnects", COUNT, "connections replaced", metric='stream_disconnects_total{kind="planned"}'),
+    Field("reconnect_attempts", COUNT, "attempts after a loss or a failed attempt", in_health=True),
+    Field("last_error", TEXT, "what ended a connection last, or kept it from bringing data"),
+    Field("rejected_rows", COUNT, "malformed rows left out", metric="rejected_rows_total"),
+    Field("fallback_active", FLAG, "REST stands in for the stream", metric="fallback_active", in_health=True),
+    Field("stream_lag_seconds", SECONDS, "lag of the best connection", metric="stream_lag_seconds", in_health=True),
+    Field("paused_until", UNIX_S, "until when Binance asked for no handshake"),
+    Field("symbols_from_rest", COUNT, "symbols that live on REST", metric="symbols_from_rest", in_health=True),
+    Field("symbols_behind", COUNT, "symbols not current in the stream", metric="symbols_behind", in_health=True),
+    Field("symbols_halted", COUNT, "symbols halted at the exchange", metric="symbols_halted", in_health=True),
+    Field("market_served_time", UNIX_S, "when the market last got new data; see `gaps`"),
+    Field("clock_offset_seconds", SECONDS, "Binance's time minus this host's", metric="clock_offset_seconds"),
+    Field("daemon_start_time", UNIX_S, "when the daemon started", metric="daemon_start_time_seconds"),
+    Field("gaps_ended", COUNT, "gaps: more than 10 s without new data of the market", metric="gaps_total"),
+    Field("gap_seconds", SECONDS, "length of all gaps together", metric="gap_seconds_total"),
+)
+
+TOTALS: Section = (
+    Field("runs", COUNT, "snapshots compared", default=0),
+    Field("compared", COUNT, "rows of REST compared with the stream", default=0, metric="comparison_rows_total"),
+    Field("matched", COUNT, "rows that agreed", default=0),
+    Field("mismatched", COUNT, "rows of REST that differed", default=0, metric="comparison_mismatches_total"),
+    Field("identical", COUNT, "rows with the same event time and the same numbers", default=0),
+)
+
+LAST: Section = (
+    Field("compared_at", UNIX_S, "when the snapshot came", default=0),
+    *(Field(one.name, one.kind, one.meaning, default=0) for one in TOTALS[1:]),
+    Field("max_funding_rate_difference", RATIO, "largest difference of a funding rate", default=0.0),
+    Field("max_mark_price_difference_ratio", RATIO, "largest difference of a mark price", default=0.0),
+    Field("only_in_stream", COUNT, "symbols that only the stream brought", default=0),
+    Field("only_in_rest", COUNT, "symbols that only REST brought", default=0),
+    Field("mismatched_symbols", NAMES, "at most 20 of them", default=[]),
+    Field("only_in_stream_symbols", NAMES, "at most 20 of them", default=[]),
+    Field("only_in_rest_symbols", NAMES, "at most 20 of them", default=[]),
+)
+
+GAP: Section = (
+    Field("start", UNIX_S, "when the last new data before it came", required=True),
+    Field("seconds", SECONDS, "how long it lasted", required=True),
+    Field("cause", TEXT, "what kept data from coming; `not running`: the daemon did not run", default=""),
+)
+
+QUARTER: Section = (
+    Field("start", UNIX_S, "beginning of the quarter hour", required=True),
+    Field("observed", SECONDS, "how much of it was watched", default=0),
+    Field("unplanned", COUNT, "connections lost", default=0),
+    Field("planned", COUNT, "connections replaced", default=0),
+    Field("runs", COUNT, "snapshots compared", default=0),
+    Field("compared", COUNT, "rows compared", default=0),
+    Field("mismatched", COUNT, "rows that differed", default=0),
+    Field("worst", SECONDS, "greatest age of the data", default=0),
+)
+
+_RECORD_TEXT = "%s:{" + ",".join(f'"{one.name}":{one.kind.render}' for one in RECORD) + "%s}"
+
+
+def record_text(symbol_text: str, *values: Any, marks: str = "") -> bytes:
+    """Write one member of `funding_state`: the symbol as JSON text, then the values in the order of RECORD.
+
+    Decimals are given as texts that are JSON numbers; `marks` as `marks_text` returns them.
+    """
+    return (_RECORD_TEXT % (symbol_text, *values, marks)).encode()
+
+
+def marks_text(marks: Mapping[str, bool]) -> str:
+    """Write the marks that are true, to follow the other members of a record."""
+    return "".join(f',"{one.name}":true' for one in MARKS if marks[one.name])
+
+
+def complete(section: Section, members: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what a file holds of one section, checked: the declared fields, with defaults for those that it lacks.
+
+    Raises ValueError, TypeError or AttributeError where something is missing or not what it should be.
+    """
+    names, columns = [one.name for one in section], [one.read(members) for one in section]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def declared(section: Section, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a section in its order. Raises KeyError where one that is declared was not given."""
+    return {one.name: values[one.name] for one in section}

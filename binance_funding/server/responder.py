@@ -1,0 +1,123 @@
+"""From the bytes of requests to the bytes of answers, which are cached for the next who asks the same. No I/O."""
+
+import logging
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from typing import NamedTuple
+
+from ..log import LogThrottle
+from .http_message import METHODS, BadRequest, Request, Response, encode, error_response, parse_head
+from .limits import Limits
+
+_ALLOW = ", ".join(METHODS)
+_PREFLIGHT = Response(
+    204,
+    b"",
+    (
+        ("Allow", _ALLOW),
+        ("Access-Control-Allow-Methods", _ALLOW),
+        ("Access-Control-Allow-Headers", "*"),
+        ("Access-Control-Max-Age", "86400"),
+    ),
+)
+_NOT_SERVED = error_response(405, "this method is not served", ("Allow", _ALLOW))
+
+
+class Encoded(NamedTuple):
+    """Answers as they are sent, in as few buffers as they need, and whether the connection ends with them."""
+
+    buffers: tuple[bytes, ...]
+    closes: bool
+
+
+@dataclass(eq=False)
+class Responder:
+    """Answers GET and HEAD by its handler, other methods and bad requests by itself.
+
+    An answer is cached by the bytes of its request while cache_version returns an equal value, at most until the second
+    in its Date is over. An exception of the handler is logged, and answered with 500.
+    """
+
+    handler: Callable[[Request], Response]
+    cache_version: Callable[[], Hashable]
+    wall_s: Callable[[], float]
+    limits: Limits
+    throttle: LogThrottle
+    cache: dict[bytes, Encoded] = field(default_factory=dict)
+    is_draining: bool = False
+    """Nothing is cached any more, and the last answer of each connection closes it."""
+
+    def __post_init__(self) -> None:
+        self._cached_bytes = 0
+        self._cached_for: tuple[Hashable, int] | None = None
+        self._date = ""
+
+    def refresh(self) -> None:
+        """Empty the cache where it is outdated, or has become too big. Raises what cache_version raises."""
+        version = self.cache_version(), int(self.wall_s())
+        if version != self._cached_for:
+            self.cache.clear()
+            self._cached_bytes = 0
+            self._cached_for, self._date = version, formatdate(version[1], usegmt=True)
+
+    def drain(self) -> None:
+        """From now on, let the last answer of each connection close it."""
+        self.is_draining = True
+        self.cache.clear()
+
+    def answer(self, received: bytes) -> tuple[Encoded, bytes]:
+        """Answer the complete requests received, as many as are due to one client in one turn; return the rest too."""
+        buffers: tuple[bytes, ...] = ()
+        for _ in range(self.limits.per_turn):
+            end = received.find(b"\r\n\r\n", 2) + 4  # from 2, as an empty line may come before a request
+            head, rest = (received[:end], received[end:]) if end >= 4 else (received, b"")
+            encoded = self.cache.get(head) or self._answer(head, is_last=not rest)
+            if encoded is None:
+                break
+            received, buffers = rest, buffers + encoded.buffers
+            if encoded.closes or sum(map(len, buffers)) > self.limits.unsent_bytes:
+                return Encoded(buffers, encoded.closes), received
+        return Encoded(buffers, closes=False), received
+
+    def refuse(self, head: bytes, response: Response) -> Encoded:
+        """Encode the last answer of a connection, to a request of which maybe just the beginning is known."""
+        head_only = head.startswith((b"HEAD ", b"\r\nHEAD "))
+        return Encoded(encode(response, "close", self._date, head_only=head_only), closes=True)
+
+    def _answer(self, head: bytes, *, is_last: bool) -> Encoded | None:
+        try:
+            parsed = parse_head(head)
+        except BadRequest as error:
+            return self.refuse(head, error_response(*error.args))
+        if parsed is None:
+            return None
+        request, connection = parsed
+        if self.is_draining and is_last:
+            connection = "close"
+        date, head_only = self._date, request.method == "HEAD"
+        try:
+            buffers = encode(self._respond(request), connection, date, head_only=head_only)
+        except Exception as error:  # noqa: BLE001 - a fault in one answer must not end the others
+            self._log_failure(request, error)
+            buffers = encode(error_response(500, "internal error"), connection, date, head_only=head_only)
+            return Encoded(buffers, closes=connection == "close")
+        encoded = Encoded(buffers, closes=connection == "close")
+        self._keep(head, encoded)
+        return encoded
+
+    def _respond(self, request: Request) -> Response:
+        if request.method == "OPTIONS":
+            return _PREFLIGHT
+        return self.handler(request) if request.method in METHODS else _NOT_SERVED
+
+    def _log_failure(self, request: Request, error: Exception) -> None:
+        facts = {"method": request.method, "path": request.path[:200]}
+        self.throttle.warn("request failed", type(error).__name__, logging.ERROR, exc_info=True, **facts)
+
+    def _keep(self, head: bytes, encoded: Encoded) -> None:
+        self._cached_bytes += len(head) + sum(map(len, encoded.buffers))
+        if self._cached_bytes > self.limits.cache_bytes:
+            self._cached_for = None  # empty it before the next turn
+        elif not self.is_draining:
+            self.cache[head] = encoded
