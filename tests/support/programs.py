@@ -10,31 +10,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from tests.exchange import Exchange
+from tests.support.waiting import PATIENCE_S, eventually
 
-ROOT = Path(__file__).resolve().parent.parent
-PATIENCE_S = 30.0
-"""Longest wait for something that must happen; on an idle machine it takes a fraction."""
+ROOT = Path(__file__).resolve().parent.parent.parent
 
-T = TypeVar("T")
 Self = TypeVar("Self", bound="Program")
-
-
-def eventually(condition: Callable[[], T | None], what: str, within_s: float = PATIENCE_S) -> T:
-    """Return the first true value of the condition. Raises AssertionError when there is none in time."""
-    deadline_s = time.monotonic() + within_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline_s:
-            raise AssertionError(f"not within {within_s:g} s: {what}")
-        time.sleep(0.02)
 
 
 def free_port() -> int:
@@ -46,12 +32,23 @@ def free_port() -> int:
 
 
 class Program:
-    """One of our programs, running with the given settings in a folder of its own. Its log is collected as it comes."""
+    """One of our programs, running with the given settings in a folder of its own. Its log is collected as it comes.
 
-    def __init__(self, script: str, folder: Path, settings: Mapping[str, object], *arguments: str) -> None:
+    With `most_files` it may have no more files open (`ulimit -n`).
+    """
+
+    def __init__(
+        self,
+        script: str,
+        folder: Path,
+        settings: Mapping[str, object],
+        *arguments: str,
+        most_files: int | None = None,
+    ) -> None:
+        limited = [] if most_files is None else ["prlimit", f"--nofile={most_files}"]
         inherited = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / script), *arguments],
+            [*limited, sys.executable, str(ROOT / script), *arguments],
             cwd=folder,
             env={**inherited, **{name: str(value) for name, value in settings.items()}},
             stdout=subprocess.PIPE,
@@ -59,6 +56,9 @@ class Program:
             text=True,
         )
         self.folder = folder
+        self.reading = threading.Event()
+        """Whether its log is read; where not, its stderr is full sooner or later."""
+        self.reading.set()
         self._lines: list[str] = []
         self._reader = threading.Thread(target=self._read_log, name=f"log of {script}")
         self._reader.start()
@@ -67,6 +67,7 @@ class Program:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self._lines.append(line.rstrip("\n"))
+            self.reading.wait()
 
     @property
     def log(self) -> list[str]:
@@ -106,6 +107,7 @@ class Program:
     ) -> None:
         if self.process.poll() is None:
             self.process.kill()
+        self.reading.set()
         self.wait()
         if kind is not None:
             print("\n".join(["log:", *self.log]))
@@ -170,10 +172,16 @@ class Daemon(Program):
 class Server(Program):
     """The HTTP server over a folder's state file."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, *, most_files: int | None = None, **settings: Any) -> None:
         self.port = free_port()
-        super().__init__("funding_api_server.py", folder, {**FAST, "API_PORT": self.port, **settings})
-        self.wait_for_line("listening")
+        given = {**FAST, "API_PORT": self.port, **settings}
+        super().__init__("funding_api_server.py", folder, given, most_files=most_files)
+        try:
+            self.wait_for_line("listening")
+        except BaseException:
+            self.process.kill()
+            self.wait()
+            raise
 
     def request(
         self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None

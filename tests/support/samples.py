@@ -1,4 +1,4 @@
-"""Stand-ins and samples: a clock moved by hand, rows as Binance sends them, a state file as it should be."""
+"""Samples: rows as Binance sends them, records, a state file as it should be."""
 
 from __future__ import annotations
 
@@ -7,32 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from binance_funding.clock import Clock
-from binance_funding.rates import STREAM, FundingRate
+from binance_funding.daemon.context import Context
+from binance_funding.daemon.rates import STREAM, FundingRate
+from binance_funding.schema import DECIMALS, REST, STATUS
+from binance_funding.settings import load
+from tests.support.clock import BOOT_ID, STEADY_S, WALL_S, SimulatedClock
 
-WALL_S = 1_795_500_000.0
-STEADY_S = 10_000.0
 EVENT_MS = 1_795_500_000_000
 NEXT_FUNDING_MS = 1_795_507_200_000
-BOOT_ID = "5a1d7c0e-0000-4000-8000-000000000001"
-
-
-class FakeClock:
-    """Both clocks of a host, moved by hand."""
-
-    def __init__(self, boot_id: str = BOOT_ID) -> None:
-        self.wall_s = WALL_S
-        self.steady_s = STEADY_S
-        self.clock = Clock(lambda: self.wall_s, lambda: self.steady_s, boot_id)
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass."""
-        self.wall_s += seconds
-        self.steady_s += seconds
-
-    def set_wall_by(self, seconds: float) -> None:
-        """Set the wall clock, as NTP or an operator does; no time passes."""
-        self.wall_s += seconds
 
 
 def stream_row(symbol: str = "BTCUSDT", **fields: Any) -> dict[str, Any]:
@@ -66,13 +48,31 @@ def index_row(symbol: str = "BTCUSDT", **fields: Any) -> dict[str, Any]:
     return {**good, **fields}
 
 
-def rate(symbol: str = "BTCUSDT", **fields: Any) -> FundingRate:
+def rate(
+    symbol: str = "BTCUSDT",
+    *,
+    funding_rate: str = "0.0001",
+    mark_price: str = "100.5",
+    index_price: str = "100.25",
+    **fields: Any,
+) -> FundingRate:
     """Return a decoded rate; the fields given replace those of a good one."""
-    good = FundingRate(symbol, "0.0001", "100.5", "100.25", NEXT_FUNDING_MS, EVENT_MS, STREAM, STEADY_S)
+    sent = {"fundingRate": funding_rate, "markPrice": mark_price, "indexPrice": index_price}
+    decimals = tuple(sent[name] for name in DECIMALS)
+    good = FundingRate(symbol, decimals, NEXT_FUNDING_MS, EVENT_MS, STREAM, STEADY_S)
     return good._replace(**fields)
 
 
-UNKNOWN: dict[str, Any] = {"fallback_active": False, "rest": {"errors_by_status": {}}}
+def context(time: SimulatedClock, **settings: Any) -> Context:
+    """Return what the parts of a daemon share, on simulated clocks; the settings given replace the defaults."""
+    given = {name.upper(): str(value) for name, value in settings.items()}
+    return Context(load(given, env_file="/nonexistent"), time.clock)
+
+
+UNKNOWN: dict[str, Any] = {
+    **{one.name: one.default for one in STATUS},
+    "rest": {one.name: one.default for one in REST},
+}
 """The connection status of a file that says nothing of it, as it is read."""
 
 
@@ -133,8 +133,15 @@ def status(**members: Any) -> dict[str, Any]:
             "last_success_time": WALL_S - 30,
             "paused_until": None,
             "last_error": None,
+            "trouble": None,
         },
         "fallback_active": False,
+        "stream_lag_seconds": 0.25,
+        "paused_until": None,
+        "symbols_from_rest": 0,
+        "symbols_behind": 0,
+        "symbols_halted": 0,
+        "market_served_time": WALL_S - 0.5,
         "clock_offset_seconds": -0.125,
         "daemon_start_time": WALL_S - 7200,
         "gaps_ended": 4,

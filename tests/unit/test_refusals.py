@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from binance_funding.refusals import LONGEST_BAN_S, explain
-from tests.fakes import WALL_S
+from binance_funding.daemon.refusals import LONGEST_BAN_S, explain
+from tests.support.clock import WALL_S
 
 BAN = '{"code":-1003,"msg":"Way too much request weight used; IP banned until %d. Please use the websocket."}'
 
@@ -27,8 +27,8 @@ def http_date(unix_s: float) -> str:
         (418, "Binance has banned this IP for asking too often (HTTP 418)"),
         (429, "Binance says too many requests (HTTP 429)"),
         (451, "Binance does not serve this country (HTTP 451)"),
-        (500, "Binance has trouble of its own (HTTP 500)"),
-        (503, "Binance has trouble of its own (HTTP 503)"),
+        (500, "Binance server error (HTTP 500)"),
+        (503, "Binance server error (HTTP 503)"),
         (404, "unexpected answer (HTTP 404)"),
         (302, "unexpected answer (HTTP 302)"),
     ],

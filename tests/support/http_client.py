@@ -1,17 +1,25 @@
-"""A client for tests of HTTP servers: raw bytes out, and every answer judged by h11 on its way in."""
+"""A client for tests of the HTTP server: raw bytes out, every answer judged by h11; and servers to ask."""
 
 import contextlib
+import json
 import re
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import h11
 
-from binance_funding.http_server import HttpServer, Request, Response
+from binance_funding.server.http_message import Request, Response
+from binance_funding.server.http_server import HttpServer
+from binance_funding.server.listener import listen
+from tests.support.waiting import PATIENCE_S, eventually
 
-LIMIT_S = 30.0  # for what must happen soon; generous, because the machine may be busy
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+HALF_A_REQUEST = b"GET / HTTP/1.1\r\n"
+BIG = bytes(range(256)) * 600  # 150 KB
+HUGE = b"x" * (16 << 20)  # more than the kernel buffers for one connection
 
 
 class Reply(NamedTuple):
@@ -49,12 +57,12 @@ class Reply(NamedTuple):
 
 
 class Client:
-    """One connection. Everything waits for LIMIT_S at most and then raises TimeoutError."""
+    """One connection. Everything waits for PATIENCE_S at most and then raises TimeoutError."""
 
     def __init__(self, address: tuple[str, int], *, receive_buffer: int | None = None) -> None:
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.sock = socket.socket(family)
-        self.sock.settimeout(LIMIT_S)
+        self.sock.settimeout(PATIENCE_S)
         if receive_buffer is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.connect(address)
@@ -87,13 +95,61 @@ class Client:
         rest, self.received = self.received, b""
         return rest
 
+    def reset(self) -> None:
+        """Close at once, with a reset."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+
+def echo(request: Request) -> Response:
+    """Answer with what was asked."""
+    body = json.dumps(request._replace(headers=dict(request.headers)))
+    return Response(200, body.encode(), (("Content-Type", "application/json"), ("X-Method", request.method)))
+
+
+def by_path(request: Request) -> Response:
+    """Answer with a body as the path says."""
+    bodies = {"/big": BIG, "/huge": HUGE}
+    return Response(200, bodies.get(request.path, request.path.encode()))
+
+
+def exchange(server: HttpServer, payload: bytes) -> list[Reply]:
+    """Send payload over a connection of its own and return every answer until the server closes, without a reset."""
+    with Client(server.address) as client:
+        client.send(payload)
+        client.sock.shutdown(socket.SHUT_WR)
+        return judged(payload, client.rest())
+
+
+def assert_refused(client: Client, payload: bytes, status: int) -> Reply:
+    """Expect one answer with this status and the end of the connection, while the client still keeps its side open."""
+    client.send(payload)
+    reply = client.reply("HEAD" if payload.startswith(b"HEAD ") else "GET")
+    assert reply.status == status
+    assert reply.closes
+    assert client.rest() == b""
+    return reply
+
+
+def assert_gone(client: Client) -> None:
+    """Expect that the server has closed the connection altogether, or soon does: what is sent is not taken."""
+
+    def send_fails() -> bool:
+        try:
+            client.send(b"a" * 1000)
+        except ConnectionError:
+            return True
+        return False
+
+    eventually(send_fails, "the connection is closed for good")
+
 
 @contextlib.contextmanager
 def running(
     handler: Callable[[Request], Response], *, host: str = "127.0.0.1", port: int = 0, **options: Any
 ) -> Iterator[HttpServer]:
     """A server in a thread of its own; whatever ends serve() early is raised here."""
-    server = HttpServer(host, port, handler, **{"max_connections": 1000, **options})
+    server = HttpServer(listen(host, port), handler, **{"max_connections": 1000, **options})
     failures: list[BaseException] = []
 
     def serve() -> None:
@@ -109,7 +165,7 @@ def running(
         yield server
     finally:
         server.stop()
-        thread.join(LIMIT_S)
+        thread.join(PATIENCE_S)
     assert not thread.is_alive(), "serve() did not return after stop()"
     assert not failures, failures
 

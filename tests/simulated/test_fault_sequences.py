@@ -1,7 +1,6 @@
 """Random sequences of faults against decoding, merging and the state file: what a reader sees stays true throughout."""
 
 import json
-import logging
 import math
 import os
 import random
@@ -12,15 +11,12 @@ from typing import Any
 
 import pytest
 
-from binance_funding import events
-from binance_funding.book import Book
-from binance_funding.clock import Clock
-from binance_funding.feed import Feed
-from binance_funding.history import History
-from binance_funding.publisher import Publisher
-from binance_funding.rates import MalformedMessage, decode_premium_index
-from binance_funding.state_file import StateFile, StateReader
-from tests.exchange import Market, to_json
+from binance_funding.daemon.publisher import Annotations, Publisher
+from binance_funding.daemon.rates import MalformedMessage, decode_premium_index
+from binance_funding.server.state_reader import StateReader
+from binance_funding.state_file import StateFile
+from tests.exchange.market import Market, to_json
+from tests.support.desk import Desk
 
 SEQUENCES = 300
 STEPS = 25
@@ -32,21 +28,15 @@ class Bench:
     def __init__(self, folder: Path, rng: random.Random) -> None:
         self.rng = rng
         self.market = Market(usd_m=6, tradfi=3, coin_m=2, fundless=2)
-        self.time_s = 1000.0
-        clock = Clock(wall_s=lambda: self.time_s + 1.79e9, steady_s=lambda: self.time_s, boot_id="test")
-        self.book = Book(clock, History(), silence_s=15, stale_s=180, trouble=lambda: "test")
-        repeats = events.Repeats(logging.getLogger("test"), clock.steady_s)
-        self.feed = Feed(self.book, clock, repeats)
-        self.clock = clock
+        self.desk = Desk()
+        self.desk.learn_time()
         self.path = folder / "state.json"
         self.publisher = Publisher(
+            self.desk.context,
             StateFile(str(self.path)),
-            self.book,
-            clock=clock,
-            heartbeat_s=5,
-            interval_hours=dict,
-            describe=lambda _wall_s: {"connection_status": {}, "comparison": {}, "gaps": [], "history": []},
-            repeats=repeats,
+            self.desk.book,
+            lambda: Annotations({}, frozenset(), self.desk.book.listed, self.desk.book.halted),
+            lambda _wall_s: {"connection_status": {}, "comparison": {}, "gaps": [], "history": []},
         )
         self.reader = StateReader(str(self.path))
         self.seen: dict[str, int] = {}
@@ -63,52 +53,52 @@ class Bench:
             self.file_damaged,
         ]
 
-    def event_ms(self, back_s: float = 0.0) -> int:
-        """Return the exchange's time."""
-        return int((self.clock.wall_s() - back_s) * 1000)
-
     def good_tick(self) -> None:
         """Both messages of a tick, in any order, perhaps twice."""
-        messages = [*self.market.messages(self.event_ms())] * self.rng.choice([1, 2])
+        messages = [*self.market.messages(self.desk.event_ms())] * self.rng.choice([1, 2])
         self.rng.shuffle(messages)
         for message in messages:
-            self.feed.take(message.encode())
+            self.desk.feed.take(message.encode())
 
     def half_tick(self) -> None:
         """One of the two messages."""
-        self.feed.take(self.rng.choice(self.market.messages(self.event_ms())).encode())
+        self.desk.feed.take(self.rng.choice(self.market.messages(self.desk.event_ms())).encode())
 
     def old_tick(self) -> None:
         """A tick of the past, as a connection that lags brings it."""
-        for message in self.market.messages(self.event_ms(back_s=self.rng.uniform(0, 60))):
-            self.feed.take(message.encode())
+        for message in self.market.messages(self.desk.event_ms(self.rng.uniform(0, 60))):
+            self.desk.feed.take(message.encode())
 
     def damaged_tick(self) -> None:
         """A message with bytes overwritten, cut off or repeated."""
-        self.feed.take(self._damage(self.market.messages(self.event_ms())[0].encode()))
+        self.desk.feed.take(self._damage(self.market.messages(self.desk.event_ms())[0].encode()))
 
     def damaged_rows(self) -> None:
         """Good rows in which single fields hold anything."""
         junk: list[Any] = [None, "", "NaN", "1e400", -1, 1e308, True, [], {}, "\ud800", "9" * 400, 2**70, " 1", "1_0"]
-        rows = [self.market.row(symbol, self.event_ms()) for symbol in self.market.symbols]
+        rows = [self.market.row(symbol, self.desk.event_ms()) for symbol in self.market.symbols]
         for row in rows:
             if self.rng.random() < 0.5:
                 row[self.rng.choice(list(row))] = self.rng.choice(junk)
-        self.feed.take(json.dumps({"stream": "x", "data": rows}).encode())
+        self.desk.feed.take(json.dumps({"stream": "x", "data": rows}).encode())
 
     def good_rest(self) -> None:
         """A REST snapshot, a little older than the stream."""
-        self._merge_rest(to_json(self.market.premium_index(self.event_ms(self.rng.uniform(0, 5)))).encode())
+        self._merge_rest(to_json(self.market.premium_index(self.desk.event_ms(self.rng.uniform(0, 5)))).encode())
 
     def damaged_rest(self) -> None:
         """A REST answer with bytes overwritten, cut off or repeated."""
-        self._merge_rest(self._damage(to_json(self.market.premium_index(self.event_ms())).encode()))
+        self._merge_rest(self._damage(to_json(self.market.premium_index(self.desk.event_ms())).encode()))
 
     def _merge_rest(self, body: bytes) -> None:
         try:
-            self.book.merge(decode_premium_index(body, self.clock.now()).rates)
+            decoded = decode_premium_index(body, self.desk.now_s)
         except MalformedMessage:
             return
+        rates = decoded.up_to(self.desk.context.exchange_clock.latest_ms(self.desk.now_s)).rates
+        self.desk.book.stream_is_live = self.rng.random() < 0.5
+        self.desk.freshness.merge(rates)
+        self.desk.book.note_snapshot(rates, self.desk.now_s)
 
     def _damage(self, content: bytes) -> bytes:
         damaged = bytearray(content)
@@ -125,17 +115,18 @@ class Bench:
         self.path.write_bytes(os.urandom(100))
 
     def publish_and_check(self) -> None:
-        """Write, read, and check what a reader relies on: complete, finite, no event time going back."""
+        """Write, read, and check what a reader relies on: complete, finite, true ages, no event time going back."""
         self.publisher.write()
         self.reader.refresh()
         assert self.reader.state is not None, self.reader.error
         records = self.reader.state["funding_state"]
-        assert records.keys() == {rate.symbol for rate in self.book.rates()}
+        assert records.keys() == {rate.symbol for rate in self.desk.book.rates()}
         assert self.seen.keys() <= records.keys()
         for symbol, record in records.items():
             assert record["eventTime"] >= self.seen.get(symbol, 0)
             self.seen[symbol] = record["eventTime"]
             assert all(math.isfinite(record[name]) for name in ("fundingRate", "markPrice", "indexPrice", "updatedAt"))
+            assert record["updatedAt"] <= min(self.desk.time.wall_s, record["eventTime"] / 1000) + 0.001
             assert "_PERP" not in symbol
 
 
@@ -146,7 +137,7 @@ def test_readers_view_is_complete_finite_and_never_goes_back(tmp_path: Path, ten
         rng = random.Random(seed)
         bench = Bench(tmp_path, rng)
         for _ in range(STEPS):
-            bench.time_s += rng.choice([0.1, 3.0, 20.0, 400.0])
+            bench.desk.time.advance(rng.choice([0.1, 3.0, 20.0, 400.0]))
             rng.choice(bench.faults)()
             bench.publish_and_check()
 
@@ -154,10 +145,12 @@ def test_readers_view_is_complete_finite_and_never_goes_back(tmp_path: Path, ten
 def test_two_readers_and_two_feeds_at_once(tmp_path: Path) -> None:
     """Two connections feed in parallel while the publisher writes: nothing is lost and nothing goes back."""
     bench = Bench(tmp_path, random.Random(1))
-    first_ms = bench.event_ms()
+    first_ms = bench.desk.event_ms()
     messages = [message for step in range(200) for message in bench.market.messages(first_ms + step)]
     threads = [
-        threading.Thread(target=lambda: [bench.feed.take(message.encode()) for message in messages], name=f"feed-{n}")
+        threading.Thread(
+            target=lambda: [bench.desk.feed.take(message.encode()) for message in messages], name=f"feed-{n}"
+        )
         for n in range(2)
     ]
     for thread in threads:

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from binance_funding.clock import Moment
-from binance_funding.rates import (
+from binance_funding.daemon.rates import (
     REST,
     STREAM,
     Decoded,
@@ -20,15 +19,20 @@ from binance_funding.rates import (
     MalformedMessage,
     decode_funding_info,
     decode_premium_index,
+    decode_server_time,
     decode_stream,
 )
-from tests.fakes import EVENT_MS, NEXT_FUNDING_MS, STEADY_S, WALL_S, index_row, stream_row
+from binance_funding.schema import DECIMALS
+from tests.support.clock import STEADY_S
+from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, index_row, stream_row
 
-NOW = Moment(WALL_S, STEADY_S)
-RECORDED = Path(__file__).parent / "data" / "premium_index_2024-11-27.json"
+RECORDED = Path(__file__).parents[1] / "data" / "premium_index_2024-11-27.json"
 
-STREAM_NUMBERS = {"r": "funding_rate", "p": "mark_price", "i": "index_price"}
-INDEX_NUMBERS = {"lastFundingRate": "funding_rate", "markPrice": "mark_price", "indexPrice": "index_price"}
+STREAM_NUMBERS = {"fundingRate": "r", "markPrice": "p", "indexPrice": "i"}
+INDEX_NUMBERS = {"fundingRate": "lastFundingRate", "markPrice": "markPrice", "indexPrice": "indexPrice"}
+"""Where each decimal of a record stands in a row."""
+
+NOTHING = Decoded([], 0, 0, 0, "")
 
 # Integers too large for a float have a test of their own.
 json_values = st.recursive(
@@ -50,12 +54,17 @@ json_values = st.recursive(
 
 def stream(*rows: Any) -> Decoded:
     """Decode rows as one message of the combined stream."""
-    return decode_stream(json.dumps({"stream": "!markPrice@arr", "data": list(rows)}).encode(), NOW)
+    return decode_stream(json.dumps({"stream": "!markPrice@arr", "data": list(rows)}).encode(), STEADY_S)
 
 
 def index(*rows: Any) -> Decoded:
     """Decode rows as one answer of premiumIndex."""
-    return decode_premium_index(json.dumps(list(rows)).encode(), NOW)
+    return decode_premium_index(json.dumps(list(rows)).encode(), STEADY_S)
+
+
+def number(rate: FundingRate, name: str) -> str:
+    """Return one decimal of a record as it goes to the file."""
+    return rate.decimals[DECIMALS.index(name)]
 
 
 def symbols(decoded: Decoded) -> list[str]:
@@ -67,7 +76,7 @@ def test_a_real_rest_answer_keeps_every_perpetual_and_no_delivery_contract() -> 
     """Of 379 recorded rows, 375 perpetuals are kept with the numbers as sent; 4 contracts are left out, silently."""
     body = RECORDED.read_bytes()
     sent = {row["symbol"]: row for row in json.loads(body)}
-    decoded = decode_premium_index(body, NOW)
+    decoded = decode_premium_index(body, STEADY_S)
     assert (len(sent), len(decoded.rates), decoded.rejected, decoded.first_fault) == (379, 375, 0, "")
     assert sorted(sent.keys() - set(symbols(decoded))) == [
         "BTCUSDT_241227",
@@ -77,26 +86,18 @@ def test_a_real_rest_answer_keeps_every_perpetual_and_no_delivery_contract() -> 
     ]
     for rate in decoded.rates:
         row = sent[rate.symbol]
-        assert rate == FundingRate(
-            rate.symbol,
-            row["lastFundingRate"],
-            row["markPrice"],
-            row["indexPrice"],
-            row["nextFundingTime"],
-            row["time"],
-            REST,
-            STEADY_S,
-        )
+        assert rate.decimals == tuple(row[INDEX_NUMBERS[name]] for name in DECIMALS)
+        assert rate[2:] == (row["nextFundingTime"], row["time"], REST, STEADY_S)
     uxlink = next(rate for rate in decoded.rates if rate.symbol == "UXLINKUSDT")
-    assert uxlink[1:6] == ("0.00005000", "0.55630000", "0.55594286", 1732723200000, 1732715655000)
+    assert uxlink[1:4] == (("0.00005000", "0.55630000", "0.55594286"), 1732723200000, 1732715655000)
 
 
 def test_a_stream_row_becomes_a_rate_with_the_numbers_as_sent() -> None:
     """Unknown fields do not matter; times are the exchange's, receipt is this host's steady clock."""
-    expected = FundingRate(
-        "BTCUSDT", "0.00010000", "91725.87823913", "91769.87543478", NEXT_FUNDING_MS, EVENT_MS, STREAM, STEADY_S
-    )
-    assert stream(stream_row(st=1, new={"x": [1]})) == ([expected], 0, "")
+    decimals = ("0.00010000", "91725.87823913", "91769.87543478")
+    expected = FundingRate("BTCUSDT", decimals, NEXT_FUNDING_MS, EVENT_MS, STREAM, STEADY_S)
+    assert stream(stream_row(st=1, new={"x": [1]})) == ([expected], EVENT_MS, EVENT_MS, 0, "")
+    assert (expected.funding_rate, expected.mark_price) == (0.0001, 91725.87823913)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_a_stream_row_becomes_a_rate_with_the_numbers_as_sent() -> None:
 )
 def test_mark_prices_are_read_from_every_envelope(message: Any) -> None:
     """A candidate address may be of the combined or the raw kind, of all symbols or of one."""
-    assert symbols(decode_stream(json.dumps(message).encode(), NOW)) == ["BTCUSDT"]
+    assert symbols(decode_stream(json.dumps(message).encode(), STEADY_S)) == ["BTCUSDT"]
 
 
 @pytest.mark.parametrize("filling", [b'{"":{}},', b"[],", b"{},"])
@@ -122,9 +123,9 @@ def test_megabytes_of_brackets_are_not_even_parsed(filling: bytes) -> None:
     body = b"[" + filling * 250_000 + b"0]"
     for decode in (decode_stream, decode_premium_index):
         with pytest.raises(MalformedMessage, match="more than 200000 objects"):
-            decode(body, NOW)
+            decode(body, STEADY_S)
     rows = [stream_row(f"S{n}USDT") for n in range(60_000)]
-    assert len(decode_stream(json.dumps(rows).encode(), NOW).rates) == 60_000
+    assert len(decode_stream(json.dumps(rows).encode(), STEADY_S).rates) == 60_000
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_megabytes_of_brackets_are_not_even_parsed(filling: bytes) -> None:
 def test_rows_of_other_markets_and_streams_are_left_out_silently(row: dict[str, Any]) -> None:
     """They are normal traffic: not kept, not counted as rejected, no fault told."""
     assert symbols(stream(row, stream_row("ETHUSDT"))) == ["ETHUSDT"]
-    assert stream(row) == ([], 0, "")
+    assert stream(row) == NOTHING
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,8 @@ def test_rows_of_other_markets_and_streams_are_left_out_silently(row: dict[str, 
 )
 def test_rest_rows_without_funding_are_left_out_silently(row: dict[str, Any]) -> None:
     """As on the stream."""
-    assert index(row) == ([], 0, "")
+    assert symbols(index(row, index_row("ETHUSDT"))) == ["ETHUSDT"]
+    assert index(row, index_row("ETHUSDT")).rejected == 0
 
 
 def test_symbols_need_not_be_ascii() -> None:
@@ -193,7 +195,7 @@ BAD_FIELDS: list[tuple[str, Any]] = [
     ("E", True),
     ("E", 0),
     ("E", -1),
-    ("E", EVENT_MS + 86_400_001),
+    ("E", 2**53),
     ("T", None),
     ("T", ""),
     ("T", -1),
@@ -210,6 +212,10 @@ BAD_FIELDS: list[tuple[str, Any]] = [
     *((name, value) for name in ("r", "p", "i") for value in BAD_NUMBERS),
     ("p", ""),
     ("i", ""),
+    ("p", "0"),
+    ("p", "0.00000000"),
+    ("p", "-1"),
+    ("p", -1),
 ]
 
 
@@ -277,7 +283,7 @@ def test_only_the_first_fault_is_described() -> None:
         ("-0.00250000", "-0.00250000"),
         ("0", "0"),
         (0.0001, "0.0001"),
-        (5, "5"),
+        (5, "5.0"),
         ("1e-5", "1e-05"),
         ("1E5", "100000.0"),
         (1e-7, "1e-07"),
@@ -290,8 +296,8 @@ def test_only_the_first_fault_is_described() -> None:
 )
 def test_every_spelling_of_a_finite_number_is_kept_as_json(sent: Any, kept: str) -> None:
     """What JSON can hold as it stands stays as sent, digit by digit; the rest is respelt, the value unchanged."""
-    assert stream(stream_row(r=sent)).rates[0].funding_rate == kept
-    assert index(index_row(markPrice=sent)).rates[0].mark_price == kept
+    assert number(stream(stream_row(r=sent)).rates[0], "fundingRate") == kept
+    assert number(index(index_row(lastFundingRate=sent)).rates[0], "fundingRate") == kept
 
 
 BAD_PAYLOADS = {
@@ -320,42 +326,50 @@ def test_what_is_no_message_at_all_is_refused(payload: bytes) -> None:
     """The error is always the same kind, short, and one line long when shown with repr."""
     for decode in (decode_stream, decode_premium_index):
         with pytest.raises(MalformedMessage) as caught:
-            decode(payload, NOW)
+            decode(payload, STEADY_S)
         assert len(str(caught.value)) < 1500
-    with pytest.raises(MalformedMessage):
-        decode_funding_info(payload)
+    for decode_body in (decode_funding_info, decode_server_time):
+        with pytest.raises(MalformedMessage):
+            decode_body(payload)
 
 
 @pytest.mark.parametrize("message", [{}, {"result": None, "id": 1}, {"data": None}, {"data": "x"}, {"data": 5}])
 def test_an_object_without_rows_is_refused(message: Any) -> None:
     """An answer to a subscription, or an error, holds no mark prices."""
     with pytest.raises(MalformedMessage, match="no rows in "):
-        decode_stream(json.dumps(message).encode(), NOW)
+        decode_stream(json.dumps(message).encode(), STEADY_S)
 
 
 def test_an_error_object_of_rest_is_refused() -> None:
     """Whatever its HTTP status was, it is not a snapshot."""
     with pytest.raises(MalformedMessage, match="no list in "):
-        decode_premium_index(b'{"code":-1003,"msg":"Too many requests"}', NOW)
+        decode_premium_index(b'{"code":-1003,"msg":"Too many requests"}', STEADY_S)
 
 
 def test_a_refusal_quotes_at_most_200_characters() -> None:
     """A payload of megabytes is not repeated in the log."""
     with pytest.raises(MalformedMessage) as caught:
-        decode_premium_index(b"x" * 1_000_000, NOW)
+        decode_premium_index(b"x" * 1_000_000, STEADY_S)
     assert "x" * 200 in str(caught.value)
     assert "x" * 201 not in str(caught.value)
 
 
 def test_no_rows_is_a_valid_message() -> None:
     """It holds nothing, and nothing is wrong with it."""
-    assert stream() == index() == ([], 0, "")
+    assert stream() == NOTHING
+
+
+@pytest.mark.parametrize("rows", [[], [index_row(nextFundingTime=0)], [index_row(symbol="")], [7]])
+def test_a_snapshot_without_a_usable_row_is_refused(rows: list[Any]) -> None:
+    """A market without a single perpetual is a fault, and must not count as a success."""
+    with pytest.raises(MalformedMessage):
+        index(*rows)
 
 
 def test_the_last_of_duplicate_keys_counts() -> None:
     """As everywhere in JSON; the record stays consistent."""
     text = json.dumps([stream_row()]).replace('"r": "0.00010000"', '"r": "x", "r": "0.00020000"')
-    assert decode_stream(text.encode(), NOW).rates[0].funding_rate == "0.00020000"
+    assert decode_stream(text.encode(), STEADY_S).rates[0].funding_rate == 0.0002
 
 
 def test_deep_nesting_inside_a_row_never_escapes() -> None:
@@ -363,7 +377,7 @@ def test_deep_nesting_inside_a_row_never_escapes() -> None:
     for depth in range(1, 1100, 7):
         nested = json.dumps([stream_row(r="X")]).replace('"X"', "[" * depth + "]" * depth)
         try:
-            assert decode_stream(nested.encode(), NOW).rejected == 1
+            assert decode_stream(nested.encode(), STEADY_S).rejected == 1
         except MalformedMessage as fault:
             assert "nesting too deep" in str(fault)  # noqa: PT017 - either outcome is right, by the depth
 
@@ -374,8 +388,9 @@ def assert_sound(rate: FundingRate, row: dict[str, Any], numbers: dict[str, str]
     rate.symbol.encode()
     assert type(rate.event_time_ms) is int
     assert type(rate.next_funding_time_ms) is int
-    for field, name in numbers.items():
-        text = getattr(rate, name)
+    assert rate.mark_price > 0
+    for name, field in numbers.items():
+        text = number(rate, name)
         assert type(json.loads(text)) in (int, float)
         assert abs(float(text)) <= 1e18
         assert float(text) == float(row[field])
@@ -386,7 +401,7 @@ def test_whatever_a_stream_row_holds_nothing_but_malformed_message_is_raised(fie
     """Any JSON value in any field: the row is kept whole and finite, left out, or rejected."""
     text = json.dumps([stream_row(**fields)])
     try:
-        decoded = decode_stream(text.encode(), NOW)
+        decoded = decode_stream(text.encode(), STEADY_S)
     except MalformedMessage:
         return
     assert len(decoded.rates) + decoded.rejected <= 1
@@ -399,7 +414,7 @@ def test_whatever_a_rest_row_holds_nothing_but_malformed_message_is_raised(field
     """As for the stream."""
     text = json.dumps([index_row(**fields)])
     try:
-        decoded = decode_premium_index(text.encode(), NOW)
+        decoded = decode_premium_index(text.encode(), STEADY_S)
     except MalformedMessage:
         return
     assert len(decoded.rates) + decoded.rejected <= 1
@@ -412,9 +427,10 @@ def test_whatever_is_sent_nothing_but_malformed_message_is_raised(payload: bytes
     """Any bytes and any JSON, at the top."""
     for decode in (decode_stream, decode_premium_index):
         with contextlib.suppress(MalformedMessage):
-            decode(payload, NOW)
-    with contextlib.suppress(MalformedMessage):
-        decode_funding_info(payload)
+            decode(payload, STEADY_S)
+    for decode_body in (decode_funding_info, decode_server_time):
+        with contextlib.suppress(MalformedMessage):
+            decode_body(payload)
 
 
 def test_funding_intervals_are_told_by_symbol() -> None:
@@ -424,7 +440,6 @@ def test_funding_intervals_are_told_by_symbol() -> None:
         for name, hours in {"A": 4, "B": 1, "C": 8, "D": 0, "E": 25, "F": "4", "G": True, "H": 4.0, "I": None}.items()
     ]
     assert decode_funding_info(json.dumps(rows).encode()) == {"A": 4, "B": 1, "C": 8}
-    assert decode_funding_info(b"[]") == {}
 
 
 def test_a_malformed_row_of_funding_intervals_costs_itself_only() -> None:
@@ -437,6 +452,7 @@ def test_a_malformed_row_of_funding_intervals_costs_itself_only() -> None:
     "body",
     [
         b'{"code":-1}',
+        b"[]",
         b"{}",
         b'""',
         b"[5]",
@@ -449,3 +465,54 @@ def test_funding_intervals_of_another_shape_are_refused(body: bytes) -> None:
     """No usable row must not pass for "all back to 8 h": the last known ones stay in force."""
     with pytest.raises(MalformedMessage, match=r"no (funding intervals|list) in "):
         decode_funding_info(body)
+
+
+def test_the_median_event_time_speaks_for_a_message() -> None:
+    """Of the usable rows: neither one absurd row nor the rejected ones change it."""
+    rows = [stream_row(f"S{n}", E=EVENT_MS + n) for n in range(5)]
+    assert stream(*rows).median_event_time_ms == EVENT_MS + 2
+    decoded = stream(*rows[:3], stream_row("AHEAD", E=EVENT_MS + 82_800_000), stream_row("", E=1))
+    assert (decoded.median_event_time_ms, decoded.latest_event_time_ms) == (EVENT_MS + 2, EVENT_MS + 82_800_000)
+
+
+def test_rows_ahead_of_their_time_are_rejected() -> None:
+    """Exactly the bound has happened; what lies beyond is counted, and the first of them described."""
+    decoded = stream(stream_row("A"), stream_row("B", E=EVENT_MS + 1), stream_row("C", E=EVENT_MS + 9), stream_row(""))
+    assert decoded.up_to(EVENT_MS + 9) is decoded
+    assert symbols(decoded.up_to(EVENT_MS + 1)) == ["A", "B"]
+    assert decoded.up_to(EVENT_MS + 1).rejected == 2
+    assert "symbol" in decoded.up_to(EVENT_MS + 1).first_fault
+    only_ahead = stream(stream_row("A"), stream_row("C", E=EVENT_MS + 9)).up_to(EVENT_MS)
+    assert only_ahead.first_fault == f"event time {EVENT_MS + 9} is ahead of Binance's time"
+
+
+def test_a_message_wholly_ahead_of_its_time_holds_no_event() -> None:
+    """Its median must not keep a connection alive."""
+    decoded = stream(stream_row("A"), stream_row("B")).up_to(EVENT_MS - 1)
+    assert (decoded.rates, decoded.median_event_time_ms, decoded.rejected) == ([], 0, 2)
+
+
+def test_the_time_of_binance_is_read_in_seconds() -> None:
+    """Sent in milliseconds."""
+    assert decode_server_time(b'{"serverTime":1795500000123}') == 1_795_500_000.123
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b"[1795500000123]",
+        b'{"serverTime":null}',
+        b'{"serverTime":"1795500000123"}',
+        b'{"serverTime":1795500000.5}',
+        b'{"serverTime":true}',
+        b'{"serverTime":0}',
+        b'{"serverTime":-1}',
+        b'{"serverTime":9007199254740992}',
+        b"<html>Sign in to the network</html>",
+    ],
+)
+def test_what_is_no_time_is_refused(body: bytes) -> None:
+    """Only a positive whole number of milliseconds is one."""
+    with pytest.raises(MalformedMessage):
+        decode_server_time(body)

@@ -1,15 +1,17 @@
 """The metrics, read by the letter of the exposition format."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
 
-from binance_funding import __version__, metrics
-from tests.fakes import UNKNOWN, WALL_S, record, state, status
+from binance_funding import __version__
+from binance_funding.schema import HEADER, RECORD, REST, STATUS, TOTALS
+from binance_funding.server import metrics
+from binance_funding.state_file import EMPTY
+from tests.support.clock import WALL_S
+from tests.support.samples import record, state, status
 
 NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 LABEL = rf'({NAME})="((?:[^"\\\n]|\\["\\n])*)"'
@@ -19,33 +21,34 @@ ESCAPES = {"\\\\": "\\", '\\"': '"', "\\n": "\n"}
 
 
 class Family(NamedTuple):
-    """One metric: its type and its values by label."""
+    """One metric: its type, its help, and its values by label."""
 
     kind: str
+    help: str
     samples: dict[tuple[tuple[str, str], ...], float]
 
 
-def blocks(text: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Split the text into name, type and sample lines; HELP and TYPE must come first and once each."""
+def blocks(text: str) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Split the text into name, type, help and sample lines; HELP and TYPE must come first and once each."""
     assert text.endswith("\n")
     lines = text[:-1].split("\n")
     while lines:
         help_line, type_line = lines.pop(0), lines.pop(0)
-        told = re.fullmatch(rf"# HELP ({NAME}) (\S.*)", help_line)
+        described = re.fullmatch(rf"# HELP ({NAME}) (\S.*)", help_line)
         typed = re.fullmatch(rf"# TYPE ({NAME}) (counter|gauge)", type_line)
-        assert told is not None, help_line
+        assert described is not None, help_line
         assert typed is not None, type_line
-        assert told[1] == typed[1]
+        assert described[1] == typed[1]
         samples = []
         while lines and not lines[0].startswith("#"):
             samples.append(lines.pop(0))
-        yield typed[1], typed[2], samples
+        yield typed[1], typed[2], described[2], samples
 
 
 def parse(text: str) -> dict[str, Family]:
     """Read the text format strictly."""
     families: dict[str, Family] = {}
-    for name, kind, lines in blocks(text):
+    for name, kind, meaning, lines in blocks(text):
         assert name not in families, f"{name} comes twice"
         samples: dict[tuple[tuple[str, str], ...], float] = {}
         for line in lines:
@@ -58,22 +61,22 @@ def parse(text: str) -> dict[str, Family]:
             labels = tuple((key, re.sub(r"\\.", lambda m: ESCAPES[m[0]], text)) for key, text in pairs)
             assert labels not in samples, line
             samples[labels] = float(value)
-        families[name] = Family(kind, samples)
+        families[name] = Family(kind, meaning, samples)
     return families
 
 
 def values(content: dict[str, Any]) -> dict[str, Any]:
-    """Return what is told: name without prefix to value, or to values by label."""
-    told: dict[str, Any] = {}
+    """Return what is rendered: name without prefix to value, or to values by label."""
+    found: dict[str, Any] = {}
     for name, family in parse(metrics.render(content)).items():
         short = name.removeprefix("binance_funding_")
-        told[short] = {labels[0][1]: value for labels, value in family.samples.items() if labels}
+        found[short] = {labels[0][1]: value for labels, value in family.samples.items() if labels}
         if () in family.samples:
-            told[short] = family.samples[()]
-    return told
+            found[short] = family.samples[()]
+    return found
 
 
-def test_every_documented_metric_is_told_with_its_value() -> None:
+def test_every_documented_metric_is_there_with_its_value() -> None:
     """All names, labels and numbers of a state file."""
     records = {"BTCUSDT": record(), "ETHUSDT": record(fundingRate=-1e-05, markPrice=3000, updatedAt=WALL_S - 1.5)}
     assert values(state(records)) == {
@@ -87,6 +90,10 @@ def test_every_documented_metric_is_told_with_its_value() -> None:
         "last_message_timestamp_seconds": WALL_S - 0.5,
         "rejected_rows_total": 7,
         "fallback_active": 0,
+        "stream_lag_seconds": 0.25,
+        "symbols_from_rest": 0,
+        "symbols_behind": 0,
+        "symbols_halted": 0,
         "rest_polls_total": 60,
         "rest_errors_total": {"429": 2, "timeout": 1},
         "comparison_rows_total": 90,
@@ -129,32 +136,47 @@ def test_labels_are_escaped(symbol: str) -> None:
     assert values(state({symbol: record()}))["rate"] == {symbol: 0.0001}
 
 
+def test_every_metric_of_the_schema_is_rendered() -> None:
+    """A field that names one needs nothing else."""
+    declared = {one.metric.partition("{")[0] for one in (*HEADER, *RECORD, *STATUS, *REST, *TOTALS) if one.metric}
+    assert values(state()).keys() == declared | {"symbols", "info"}
+
+
+def test_help_is_a_sentence() -> None:
+    """Made of the meaning of the fields, all of them where several share a metric."""
+    families = parse(metrics.render(state()))
+    for family in families.values():
+        assert re.fullmatch(r"[A-Z].*[^.]\.", family.help), family.help
+    assert families["binance_funding_stream_disconnects_total"].help == "Connections lost, connections replaced."
+
+
 def test_an_empty_file_leaves_out_what_it_does_not_know() -> None:
-    """No sample is made up; names and types are told all the same."""
-    bare = {"updated_at": WALL_S, "funding_state": {}, "connection_status": UNKNOWN, "comparison": {"totals": {}}}
-    told = values(bare)
-    known = {name: value for name, value in told.items() if value != {}}
-    assert known == {
+    """No sample is made up; names and types are there all the same."""
+    found = values({**EMPTY, "updated_at": WALL_S})
+    assert {name: value for name, value in found.items() if value != {}} == {
         "symbols": 0,
-        "fallback_active": 0,
         "state_file_timestamp_seconds": WALL_S,
+        "rest_polls_total": 0,
+        "comparison_rows_total": 0,
+        "comparison_mismatches_total": 0,
         "info": {__version__: 1},
     }
-    assert told.keys() == values(state()).keys()
+    assert found.keys() == values(state()).keys()
 
 
 def test_what_is_unknown_for_now_is_left_out() -> None:
     """Null in the file is no sample, not zero."""
-    told = values(state(connection_status=status(last_message_time=None, clock_offset_seconds=None)))
-    assert (told["last_message_timestamp_seconds"], told["clock_offset_seconds"]) == ({}, {})
+    unknown = status(last_message_time=None, clock_offset_seconds=None, stream_lag_seconds=None)
+    found = values(state(connection_status=unknown))
+    assert found["last_message_timestamp_seconds"] == found["clock_offset_seconds"] == found["stream_lag_seconds"] == {}
 
 
 def test_an_active_fallback_is_one() -> None:
-    """A boolean is told as a number."""
+    """A boolean is a number here."""
     assert values(state(connection_status=status(fallback_active=True)))["fallback_active"] == 1
 
 
 @pytest.mark.parametrize("number", [1e-12, 1e22, 2**53, -0.0, 5e-324])
-def test_numbers_are_told_without_loss(number: float) -> None:
+def test_numbers_are_rendered_without_loss(number: float) -> None:
     """In whatever spelling Python prefers."""
     assert values(state({"A": record(markPrice=number)}))["mark_price"] == {"A": number}

@@ -1,0 +1,343 @@
+"""When the poller asks REST for what, and what it makes of the answers, in simulated time."""
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+
+from binance_funding.daemon.rates import REST
+from binance_funding.daemon.refusals import LONGEST_BAN_S
+from binance_funding.daemon.rest import BrokenOff, RestError
+from tests.support.samples import index_row
+from tests.support.simulated_rest import INDEX, INFO, TIME, RestWorld, refused
+
+HOUR_S = 3600.0
+
+
+def intervals_s(times_s: list[float]) -> list[float]:
+    """Return the times between requests."""
+    return [later - earlier for earlier, later in pairwise(times_s)]
+
+
+def only_for(path: str, error: RestError) -> Callable[[str], RestError | None]:
+    """Let requests for one path fail."""
+    return lambda asked: error if asked == path else None
+
+
+def test_while_the_stream_is_well_a_snapshot_comes_every_minute() -> None:
+    """The first one at once; each is compared and counted for the report."""
+    world = RestWorld()
+    world.advance(HOUR_S)
+    times_s = world.binance.times_s()
+    assert times_s[0] == pytest.approx(world.exchange.now_s - HOUR_S, abs=1)
+    assert len(times_s) == 60
+    assert intervals_s(times_s) == pytest.approx([60] * 59, abs=0.1)
+    quarters = world.context.history.to_json(world.exchange.time.wall_s)["history"]
+    assert sum(quarter["runs"] for quarter in quarters) == world.poller.polls == 60
+    compared = world.context.comparison.to_json()["totals"]["compared"]
+    assert sum(quarter["compared"] for quarter in quarters) == compared == 120
+    assert not world.poller.fallback_active
+
+
+def test_told_to_wait_nothing_is_asked() -> None:
+    """Neither snapshots nor anything else, in fallback or not; and the file says until when."""
+    world = RestWorld()
+    world.advance(5)
+    world.binance.fails = refused(418, wait_s=5000)
+    world.advance(60)
+    refused_s, asked = world.binance.times_s()[-1], len(world.binance.asked)
+    ends_s = world.exchange.time.wall_s + refused_s + 5000.2 - world.exchange.now_s
+    assert world.poller.status()["paused_until"] == pytest.approx(ends_s, abs=0.1)
+    world.stream_is_well = False
+    world.advance(refused_s + 5000 - world.exchange.now_s)
+    assert len(world.binance.asked) == asked
+    world.binance.fails = lambda path: None
+    world.advance(5)
+    assert len(world.binance.asked) > asked
+    assert world.poller.status()["paused_until"] is None
+
+
+def test_refused_at_the_start_nothing_else_is_asked_for_either() -> None:
+    """The ban was told by the answer before."""
+    world = RestWorld()
+    world.binance.fails = refused(418, wait_s=600.0)
+    world.advance(590)
+    assert world.binance.asked == [(world.binance.times_s()[0], INDEX)]
+
+
+@pytest.mark.parametrize("path", [INFO, TIME])
+def test_a_refusal_of_anything_holds_for_the_snapshots(path: str) -> None:
+    """Binance counts by IP, not by path."""
+    world = RestWorld()
+    world.binance.fails = only_for(path, RestError("too many", "429", 500.0))
+    world.advance(490)
+    assert len(world.binance.times_s()) == 1
+
+
+def test_a_pause_outlives_the_daemon() -> None:
+    """The next one asks when the ban is over, and not at its start."""
+    world = RestWorld()
+    world.poller.restore(600, {}, frozenset())
+    world.advance(590)
+    assert world.binance.asked == []
+    world.advance(20)
+    assert world.binance.times_s()[0] == pytest.approx(world.exchange.now_s - 10, abs=1.5)
+
+
+def test_a_pause_from_a_clock_that_was_ahead_ends_all_the_same() -> None:
+    """No ban is longer than three days, whatever the old file says."""
+    world = RestWorld()
+    world.poller.restore(10 * 365 * 86_400, {}, frozenset())
+    assert world.poller.status()["paused_until"] == pytest.approx(world.exchange.time.wall_s + LONGEST_BAN_S)
+
+
+@pytest.mark.parametrize("status", [403, 451])
+def test_refusals_without_a_time_are_answered_by_doubling_waits(status: int) -> None:
+    """10, 20, 40 ... seconds at most 300: asking a firewall on and on makes it no friendlier."""
+    world = RestWorld()
+    world.stream_is_well = False
+    world.advance(200)
+    world.binance.fails = refused(status)
+    first = len(world.binance.times_s())
+    world.advance(2000)
+    waits_s = intervals_s(world.binance.times_s()[first:])
+    assert waits_s[:7] == pytest.approx([10, 20, 40, 80, 160, 300, 300], abs=1.5)
+    world.binance.fails = lambda path: None
+    world.advance(400)
+    world.binance.fails = refused(status)
+    first = len(world.binance.times_s())
+    world.advance(40)
+    assert intervals_s(world.binance.times_s()[first:])[0] == pytest.approx(10, abs=1.5)
+
+
+def test_trouble_of_binances_own_is_met_by_asking_as_usual() -> None:
+    """A 500 asks for no patience: data may be back with the next request."""
+    world = RestWorld()
+    world.stream_is_well = False
+    world.advance(200)
+    world.binance.fails = refused(500)
+    first = len(world.binance.times_s())
+    world.advance(100)
+    assert max(intervals_s(world.binance.times_s()[first:])) < 10
+
+
+def test_failures_are_counted_by_kind_and_the_last_one_is_named() -> None:
+    """The usual kinds are there from the start, so that a rate over them is right from the first one on."""
+    world = RestWorld()
+    usual = ("403", "418", "429", "451", "connection", "malformed", "timeout")
+    assert world.poller.status()["errors_by_status"] == dict.fromkeys(usual, 0)
+    for error in (RestError("no answer in time", "timeout"), RestError("HTTP 500", "500")):
+        world.binance.fails = only_for(INDEX, error)
+        world.advance(60)
+    world.binance.fails = lambda path: None
+    world.binance.bodies[INDEX] = b"<html>"
+    world.advance(60)
+    status = world.poller.status()
+    assert (status["polls"], status["errors"], status["last_success_time"]) == (3, 3, None)
+    counted = {name: count for name, count in status["errors_by_status"].items() if count}
+    assert counted == {"timeout": 1, "500": 1, "malformed": 1}
+    assert "JSON" in status["last_error"]
+    assert status["trouble"] == status["last_error"]
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b'[{"symbol":"BTCUSDT_261225","nextFundingTime":0}]', b"<html>"])
+def test_a_snapshot_without_a_usable_row_is_a_failure(body: bytes) -> None:
+    """It is no news that there is no market: nothing of it is taken over, and the next success is named as recovery."""
+    world = RestWorld()
+    world.advance(30)
+    world.binance.bodies[INDEX] = body
+    world.advance(60)
+    assert world.poller.status()["errors_by_status"]["malformed"] == 1
+    assert world.poller.trouble
+    assert world.book.listed == frozenset({"BTCUSDT", "ETHUSDT"})
+    del world.binance.bodies[INDEX]
+    world.advance(60)
+    assert world.poller.trouble is None
+
+
+def test_a_snapshot_from_the_future_is_a_failure() -> None:
+    """Event times an hour ahead of Binance's time have not happened; the book keeps what it has."""
+    world = RestWorld()
+    world.advance(30)
+    rows = [index_row(symbol, time=world.exchange.now_ms(-HOUR_S)) for symbol in world.exchange.listed]
+    world.binance.bodies[INDEX] = json.dumps(rows).encode()
+    world.advance(60)
+    assert world.poller.status()["errors_by_status"]["malformed"] == 1
+    assert "ahead of Binance's time" in (world.poller.trouble or "")
+    assert all(rate.event_time_ms <= world.exchange.now_ms() for rate in world.book.rates())
+
+
+def test_bad_rows_are_counted_and_the_good_ones_merged() -> None:
+    """As on the stream."""
+    world = RestWorld()
+    world.stream_is_well = False
+    rows = [index_row("BTCUSDT"), index_row("ETHUSDT", markPrice="NaN"), index_row("SOLUSDT", markPrice="-1"), 5]
+    world.binance.bodies[INDEX] = json.dumps(rows).encode()
+    world.advance(5)
+    assert world.poller.rejected_rows == 3
+    assert [(known.symbol, known.source) for known in world.book.rates()] == [("BTCUSDT", REST)]
+
+
+def test_an_hour_without_rest_costs_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever the way it fails, one trouble is one line and then a few; its end is logged with how long it lasted."""
+    caplog.set_level(logging.INFO)
+    world = RestWorld()
+    world.advance(60)
+    ways = [RestError("no connection", "connection"), RestError("no answer in time", "timeout"), refused(500)(INDEX)]
+    world.binance.fails = lambda path: ways[len(world.binance.asked) % 3]
+    world.stream_is_well = False
+    world.advance(HOUR_S)
+    world.binance.fails = lambda path: None
+    world.stream_is_well = True
+    world.advance(60)
+    assert 3 <= len(caplog.records) < 20
+    assert "REST recovered after_s=" in caplog.text
+
+
+def test_progress_stands_still_while_a_request_hangs() -> None:
+    """By it the watchdog tells a slow REST side from a stuck one."""
+    world = RestWorld()
+    started_s = world.exchange.now_s
+    seen_s: list[float] = []
+
+    def hang(_path: str) -> float:
+        seen_s.append(world.poller.progress_s)
+        return 9.0
+
+    world.binance.takes_s = hang
+    world.advance(1)
+    assert seen_s[0] == started_s
+    assert world.exchange.now_s - world.poller.progress_s >= 9
+
+
+def test_the_thread_ends_when_it_is_told_and_closes_its_connection() -> None:
+    """Asked to stop in the middle of a wait, it does not sit that out."""
+    world = RestWorld()
+    stop = threading.Event()
+    thread = threading.Thread(target=world.poller.run, args=(stop,))
+    thread.start()
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert world.binance.closed
+
+
+def test_the_request_under_way_is_broken_off_at_the_end() -> None:
+    """The client can do it from another thread; the poller passes it on."""
+    world = RestWorld()
+    world.poller.abort()
+    assert world.binance.broken_off == 1
+
+
+def test_a_request_that_was_broken_off_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """The thread ends with it: neither counted nor logged as trouble of REST."""
+    world = RestWorld()
+
+    def broken_off(_path: str) -> float:
+        raise BrokenOff
+
+    world.binance.takes_s = broken_off
+    world.poller.run(threading.Event())
+    assert world.binance.closed
+    assert not caplog.records
+    assert world.poller.status()["errors"] == 0
+
+
+# Funding intervals
+
+
+def test_funding_intervals_are_asked_for_hourly() -> None:
+    """What changes on the exchange is known within the hour."""
+    world = RestWorld()
+    world.advance(60)
+    assert world.poller.interval_hours == {"ETHUSDT": 4}
+    world.binance.intervals = {"ETHUSDT": 1}
+    world.advance(24 * HOUR_S)
+    assert world.poller.interval_hours == {"ETHUSDT": 1}
+    assert all(HOUR_S <= apart_s <= HOUR_S + 61 for apart_s in intervals_s(world.binance.times_s(INFO)))
+    assert len(world.binance.times_s(INFO)) >= 23
+
+
+def test_funding_intervals_that_cannot_be_had_are_asked_for_every_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """The last known ones stay in force; the log says so once and then at growing intervals."""
+    world = RestWorld()
+    world.exchange.symbols = world.exchange.listed = ["BTCUSDT", "ETHUSDT"]
+    world.poller.restore(0.0, {"BTCUSDT": 2}, frozenset())
+    world.binance.fails = only_for(INFO, RestError("server error (HTTP 500)", "500"))
+    world.advance(HOUR_S)
+    assert all(59 <= apart_s <= 61 for apart_s in intervals_s(world.binance.times_s(INFO)))
+    assert world.poller.interval_hours == {"BTCUSDT": 2}
+    assert 1 <= len(caplog.records) <= 6
+    assert all("funding intervals unknown" in message for message in caplog.messages)
+    world.binance.fails = lambda path: None
+    world.binance.intervals = {"BTCUSDT": 2, "ETHUSDT": 4}
+    world.advance(61)
+    assert world.poller.interval_hours == {"BTCUSDT": 2, "ETHUSDT": 4}
+
+
+def test_a_new_symbols_interval_is_asked_for_within_a_minute() -> None:
+    """One that is listed now with 4 h must not show 8 h, and half its annualised rate, for an hour."""
+    world = RestWorld()
+    world.advance(600)
+    assert "NEWUSDT" not in world.poller.interval_known
+    world.exchange.symbols = world.exchange.listed = ["BTCUSDT", "ETHUSDT", "NEWUSDT"]
+    world.binance.intervals["NEWUSDT"] = 4
+    world.advance(61)
+    assert world.poller.interval_hours["NEWUSDT"] == 4
+    assert "NEWUSDT" in world.poller.interval_known
+
+
+def test_new_symbols_are_asked_for_once_a_minute_at_most() -> None:
+    """Even where a listing a second goes on for an hour, and snapshots come every few seconds."""
+    world = RestWorld()
+    world.stream_is_well = False
+    for number in range(360):
+        world.exchange.listed = [*world.exchange.listed, f"NEW{number}USDT"]
+        world.advance(10)
+    assert min(intervals_s(world.binance.times_s(INFO))) >= 55
+
+
+def test_an_interval_is_assumed_until_binance_has_listed_them() -> None:
+    """Not listed means 8 h only once there was a list; until then it is a guess, and marked as one."""
+    world = RestWorld()
+    world.binance.fails = only_for(INFO, RestError("no answer in time", "timeout"))
+    world.advance(120)
+    assert world.poller.interval_known == frozenset()
+    world.binance.fails = lambda path: None
+    world.advance(61)
+    assert world.poller.interval_known == {"BTCUSDT", "ETHUSDT"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"[]", b"{}", b'[{"symbol":"OTHERUSDT","fundingIntervalHours":4}]', b'[{"symbol":"ETHUSDT"}]'],
+    ids=["empty", "no list", "without those known", "without hours"],
+)
+def test_an_answer_that_loses_what_was_known_changes_nothing(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """One `[]` must not turn all intervals to 8 h; it is logged, and asked again within a minute."""
+    world = RestWorld()
+    world.advance(60)
+    known = dict(world.poller.interval_hours)
+    world.binance.bodies[INFO] = answer
+    world.advance(HOUR_S + 60)
+    assert world.poller.interval_hours == known == {"ETHUSDT": 4}
+    assert "funding intervals unknown" in caplog.text
+    asked = len(world.binance.times_s(INFO))
+    del world.binance.bodies[INFO]
+    world.advance(61)
+    assert len(world.binance.times_s(INFO)) == asked + 1
+
+
+def test_an_interval_that_one_answer_no_longer_lists_is_kept() -> None:
+    """A few missing ones are no reason to mistrust the answer, nor to take 8 h for them."""
+    world = RestWorld()
+    world.exchange.symbols = world.exchange.listed = [f"S{number}USDT" for number in range(30)]
+    world.binance.intervals = dict.fromkeys(world.exchange.listed, 4)
+    world.advance(60)
+    del world.binance.intervals["S7USDT"]
+    world.binance.intervals["S8USDT"] = 1
+    world.advance(HOUR_S + 60)
+    assert (world.poller.interval_hours["S7USDT"], world.poller.interval_hours["S8USDT"]) == (4, 1)

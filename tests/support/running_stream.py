@@ -1,0 +1,93 @@
+"""A real stream pool in this process, over real sockets to the simulated exchange."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from binance_funding.clock import Clock
+from binance_funding.daemon.book import Book
+from binance_funding.daemon.connection import Connection
+from binance_funding.daemon.context import Context
+from binance_funding.daemon.feed import Feed
+from binance_funding.daemon.freshness import FreshnessWatch
+from binance_funding.daemon.rates import FundingRate
+from binance_funding.daemon.stream import StreamPool
+from binance_funding.service import Threads
+from binance_funding.settings import load
+from tests.support.waiting import eventually
+
+SMALL = {"usd_m": 5, "tradfi": 3, "coin_m": 1, "fundless": 1}
+"""A market that a test can look through."""
+
+
+class RecordingBook(Book):
+    """A book that remembers which event times of which symbol it was advanced to."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.seen: set[tuple[str, int]] = set()
+        self.merges = 0
+
+    def merge(self, rates: Sequence[FundingRate]) -> int:
+        """Merge, and remember."""
+        merged = super().merge(rates)
+        self.merges += 1
+        self.seen.update((rate.symbol, rate.event_time_ms) for rate in rates)
+        return merged
+
+
+class Stream:
+    """A stream pool with all that it needs; fast unless other settings are given."""
+
+    def __init__(
+        self,
+        urls: str,
+        clock: Clock | None = None,
+        proven_after_s: float = 60.0,
+        open_connection: Callable[..., Connection] = Connection,
+        **settings: Any,
+    ) -> None:
+        given = {
+            "BINANCE_WS_URLS": urls,
+            "SILENCE_SECONDS": "1.5",
+            "RECONNECT_MIN_SECONDS": "0.1",
+            "RECONNECT_MAX_SECONDS": "1",
+            **{name: str(value) for name, value in settings.items()},
+        }
+        self.context = Context(load(given, env_file="/nonexistent"), clock or Clock())
+        self.book = RecordingBook(self.context)
+        self.feed = Feed(self.context, FreshnessWatch(self.context, self.book, trouble=lambda: ""))
+        self.stop = threading.Event()
+        self.threads = Threads()
+        self.pool = StreamPool(
+            self.context,
+            self.feed,
+            self.threads.start,
+            open_connection=open_connection,
+            proven_after_s=proven_after_s,
+        )
+
+    def wait_for_live(self, count: int = 2) -> None:
+        """Wait until so many connections bring data."""
+        eventually(lambda: len(self.pool.live()) == count, f"{count} live connections")
+
+    def counts(self) -> tuple[int, int]:
+        """Return unplanned and planned disconnections."""
+        return self.pool.lost, self.pool.replaced
+
+
+@contextmanager
+def running(urls: str, **options: Any) -> Iterator[Stream]:
+    """Run a stream pool; check at the end that it stops, and that no thread died."""
+    stream = Stream(urls, **options)
+    stream.threads.start("stream", lambda: stream.pool.run(stream.stop))
+    try:
+        yield stream
+    finally:
+        stream.stop.set()
+        stream.pool.wake()
+        left = stream.threads.join(2.0)
+        stream.pool.abort()
+        assert stream.threads.join(10.0) == [], f"threads left: {left}"
+        assert stream.threads.crashed is None

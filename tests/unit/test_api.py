@@ -1,0 +1,404 @@
+"""The answers of the HTTP server to requests for records, whatever state the file is in."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.api_over_file import STALE_S, ApiOverFile
+from tests.support.clock import STEADY_S, WALL_S
+from tests.support.samples import record, state
+from tests.support.state_files import OLD_FILE
+
+TWO_AGES = {
+    "BTCUSDT": record(updatedAt=WALL_S - 1),
+    "OLDUSDT": record(updatedAt=WALL_S - STALE_S - 20, source="rest"),
+    "币安人生USDT": record(updatedAt=WALL_S - 2, fundingIntervalHours=4),
+}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> ApiOverFile:
+    """An API whose file does not exist yet."""
+    return ApiOverFile(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"junk", b"{}", b'{"version":2}', json.dumps(state()).encode()[:-9]])
+def test_without_a_usable_file_everything_with_data_is_unavailable(server: ApiOverFile, content: bytes | None) -> None:
+    """503 with the reason, and never a crash; an unknown path is unknown all the same."""
+    if content is not None:
+        server.put(content)
+    for path in ("/funding", "/funding/BTCUSDT", "/funding/report", "/metrics"):
+        assert str(server.path) in server.json(path, status=503)["error"]
+    assert "error" in server.json("/funding/batch", "symbols=A", status=503)
+    assert server.get("/nothing").status == 404
+
+
+def test_a_file_that_comes_later_is_served_at_once(server: ApiOverFile) -> None:
+    """And one that goes is no longer served."""
+    assert server.get("/funding/BTCUSDT").status == 503
+    server.put(state())
+    assert server.get("/funding/BTCUSDT").status == 200
+    server.path.unlink()
+    assert server.get("/funding/BTCUSDT").status == 503
+
+
+def test_a_symbol_is_answered_with_its_record_and_what_follows_from_it(server: ApiOverFile) -> None:
+    """The record as in the file, the symbol, its age now, and the rate per year."""
+    server.put(state({"BTCUSDT": record(updatedAt=WALL_S - 1.5)}))
+    server.time.advance(2.25)
+    assert server.json("/funding/BTCUSDT") == {
+        "symbol": "BTCUSDT",
+        **record(updatedAt=WALL_S - 1.5),
+        "ageSeconds": 3.75,
+        "annualizedFundingRate": 0.1095,
+    }
+
+
+def test_marks_of_a_record_are_answered_too(server: ApiOverFile) -> None:
+    """One that stands still at the exchange is served with its age, marked."""
+    server.put(state({"A": record(halted=True, updatedAt=WALL_S - 60), "B": record(fundingIntervalAssumed=True)}))
+    answer = server.json("/funding/A")
+    assert (answer["halted"], answer["ageSeconds"], "unlisted" in answer) == (True, 60, False)
+    assert server.json("/funding/B")["fundingIntervalAssumed"] is True
+    assert server.json("/funding")["data"]["A"]["halted"] is True
+
+
+@pytest.mark.parametrize(
+    ("hours", "rate", "annualized"),
+    [(1, 0.0001, 0.876), (2, 0.0001, 0.438), (4, 0.0001, 0.219), (8, 0.0001, 0.1095), (8, -0.00750000, -8.2125)],
+)
+def test_the_rate_per_year_depends_on_the_interval(
+    server: ApiOverFile, hours: int, rate: float, annualized: float
+) -> None:
+    """Rate times intervals per day times 365."""
+    server.put(state({"A": record(fundingRate=rate, fundingIntervalHours=hours)}))
+    assert server.json("/funding/A")["annualizedFundingRate"] == annualized
+
+
+@pytest.mark.parametrize("path", ["/funding/btcusdt", "/funding/BtcUsdt", "/funding/BTCUSDT/"])
+def test_a_symbol_may_be_asked_in_any_case(server: ApiOverFile, path: str) -> None:
+    """It is answered as it is written in the file."""
+    server.put(state())
+    assert server.json(path)["symbol"] == "BTCUSDT"
+
+
+def test_a_symbol_need_not_be_ascii(server: ApiOverFile) -> None:
+    """It is written as it is, in UTF-8; lower-case letters in it are no obstacle."""
+    server.put(state({"币安人生USDT": record(), "aBcUSDT": record()}))
+    assert server.json("/funding/币安人生usdt")["symbol"] == "币安人生USDT"
+    assert "币安人生USDT".encode() in server.get("/funding/币安人生USDT").body
+    assert server.json("/funding/ABCUSDT")["symbol"] == "aBcUSDT"
+
+
+@pytest.mark.parametrize("asked", ["btcu\u017fdt", "BTCU\u017fDT", "\u212aSMUSDT", "btcußdt", "ﬁlusdt"])
+def test_a_letter_that_becomes_another_in_upper_case_is_another_letter(server: ApiOverFile, asked: str) -> None:
+    """The long s is no S, and the sign for kelvin no K: what is answered is what was asked for."""
+    server.put(state({"BTCUSDT": record(), "KSMUSDT": record(), "BTCUSSDT": record(), "FILUSDT": record()}))
+    assert server.json(f"/funding/{asked}", status=404)["error"] == "unknown symbol"
+    assert server.json("/funding/batch", f"symbols={asked}")["missing"] == 1
+
+
+def test_an_unknown_symbol_is_404(server: ApiOverFile) -> None:
+    """With the symbol as asked."""
+    server.put(state())
+    assert server.json("/funding/nousdt", status=404) == {"symbol": "NOUSDT", "error": "unknown symbol"}
+
+
+@pytest.mark.parametrize(
+    "path", ["/fundin", "/funding/a/b", "/funding/batch/x", "/Funding", "/favicon.ico", "/funding//a"]
+)
+def test_an_unknown_path_is_404_with_an_error(server: ApiOverFile, path: str) -> None:
+    """Always a small JSON object."""
+    server.put(state())
+    response = server.get(path)
+    assert response.status == 404
+    assert list(json.loads(response.body)) == ["error"]
+
+
+def test_a_stale_symbol_is_503_with_what_was_last_known(server: ApiOverFile) -> None:
+    """Exactly STALE_SECONDS is fresh; beyond, the record comes with error, age and limit."""
+    server.put(state({"A": record(updatedAt=WALL_S - 170), "B": record()}))
+    server.time.advance(10)
+    assert server.json("/funding/A")["ageSeconds"] == STALE_S
+    server.time.advance(0.5)
+    answer = server.json("/funding/A", status=503)
+    assert answer == {
+        "symbol": "A",
+        **record(updatedAt=WALL_S - 170),
+        "ageSeconds": 180.5,
+        "annualizedFundingRate": 0.1095,
+        "stale": True,
+        "error": "stale data",
+        "maxAgeSeconds": STALE_S,
+    }
+    assert server.get("/funding/B").status == 200
+
+
+def test_ages_grow_while_the_file_stays(server: ApiOverFile) -> None:
+    """A dead daemon's data are served until they are stale, with their true age, and not a moment longer."""
+    server.put(state())
+    for _ in range(18):
+        server.time.advance(10)
+        expected = server.time.steady_s - STEADY_S
+        assert server.json("/funding/BTCUSDT")["ageSeconds"] == expected
+    server.time.advance(0.1)
+    assert server.get("/funding/BTCUSDT").status == 503
+
+
+def test_before_the_first_data_a_symbol_is_unavailable(server: ApiOverFile) -> None:
+    """A daemon that has just started writes an empty file: not yet is not never."""
+    server.put(state({}))
+    assert server.json("/funding/BTCUSDT", status=503)["error"] == "no data yet"
+    (answer,) = server.json("/funding/batch", "symbols=BTCUSDT")["data"]
+    assert answer["error"] == "no data yet"
+
+
+def test_a_batch_counts_found_and_missing(server: ApiOverFile) -> None:
+    """In the order asked; an unknown one and a stale one each carry their error."""
+    server.put(state(TWO_AGES))
+    answer = server.json("/funding/batch", "symbols=btcusdt,NOUSDT,%E5%B8%81%E5%AE%89%E4%BA%BA%E7%94%9FUSDT,OLDUSDT")
+    assert (answer["found"], answer["missing"], answer["total"]) == (2, 2, 4)
+    assert [row["symbol"] for row in answer["data"]] == ["BTCUSDT", "NOUSDT", "币安人生USDT", "OLDUSDT"]
+    assert [row.get("error") for row in answer["data"]] == [None, "unknown symbol", None, "stale data"]
+    stale = answer["data"][3]
+    assert (stale["stale"], stale["ageSeconds"], stale["maxAgeSeconds"]) == (True, 200, STALE_S)
+    assert answer["data"][2]["annualizedFundingRate"] == 0.219
+
+
+@pytest.mark.parametrize(
+    ("query", "asked"),
+    [
+        ("symbols=A", ["A"]),
+        ("symbols=a,A,%61", ["A"]),
+        ("symbols=,A,,+b+,", ["A", "B"]),
+        ("symbols=A&symbols=B", ["A", "B"]),
+        ("symbols=A%2CB&other=x", ["A", "B"]),
+        ("symbols=%FF", ["\ufffd"]),
+        ("symbols=%00", ["\0"]),
+        ("symbols=" + ",".join(f"S{n}" for n in range(1000)), [f"S{n}" for n in range(1000)]),
+    ],
+)
+def test_a_batch_is_read_leniently(server: ApiOverFile, query: str, asked: list[str]) -> None:
+    """Any case, spaces, empty and repeated names, percent-encoding: each symbol once."""
+    server.put(state())
+    answer = server.json("/funding/batch", query)
+    assert [row["symbol"] for row in answer["data"]] == asked
+    assert (answer["total"], answer["missing"]) == (len(asked), len(asked))
+
+
+@pytest.mark.parametrize("query", ["", "symbols", "symbols=", "symbols=,%20,", "symbol=A", "SYMBOLS=A"])
+def test_a_batch_without_symbols_is_400(server: ApiOverFile, query: str) -> None:
+    """The answer shows how to ask."""
+    server.put(state())
+    response = server.get("/funding/batch", query)
+    assert response.status == 400
+    error = json.loads(response.body)["error"]
+    assert error == "missing parameter 'symbols', e.g. /funding/batch?symbols=BTCUSDT,ETHUSDT"
+
+
+def test_the_list_holds_every_record(server: ApiOverFile) -> None:
+    """As in the file, with the number of them and the time of the newest."""
+    records = {"A": record(updatedAt=WALL_S - 5), "币安人生USDT": record()}
+    server.put(state(records))
+    assert server.json("/funding") == {"updatedAt": WALL_S, "count": 2, "data": records}
+    headers = dict(server.get("/funding").headers)
+    assert headers["Cache-Control"] == "max-age=1"
+    assert headers["Vary"] == "Accept-Encoding"
+
+
+def test_stale_records_in_the_list_are_marked(server: ApiOverFile) -> None:
+    """None passes for a fresh one; one that becomes stale while the file stays is marked then, with another tag."""
+    server.put(state(TWO_AGES))
+    data = server.json("/funding")["data"]
+    assert [symbol for symbol, row in data.items() if row.pop("stale", None) is True] == ["OLDUSDT"]
+    assert data == TWO_AGES
+    before = dict(server.get("/funding").headers)["ETag"]
+    server.time.advance(178.5)
+    data = server.json("/funding")["data"]
+    assert [symbol for symbol, row in data.items() if row.get("stale")] == ["OLDUSDT", "币安人生USDT"]
+    assert dict(server.get("/funding").headers)["ETag"] != before
+    assert server.get("/funding", if_none_match=before).status == 200
+
+
+def test_a_list_without_anything_fresh_is_503(server: ApiOverFile) -> None:
+    """With what was last known, marked as stale, whatever the client has cached."""
+    old = record(updatedAt=WALL_S - STALE_S - 1)
+    server.put(state({"A": old}))
+    answer = server.json("/funding", status=503)
+    assert (answer["error"], answer["maxAgeSeconds"], answer["count"]) == ("stale data", STALE_S, 1)
+    assert answer["data"] == {"A": {**old, "stale": True}}
+    assert server.get("/funding", if_none_match="*").status == 503
+
+
+def test_before_the_first_data_the_list_is_unavailable(server: ApiOverFile) -> None:
+    """An empty list would say that there is no market."""
+    server.put(state({}))
+    answer = server.json("/funding", status=503)
+    assert (answer["error"], answer["count"], answer["data"]) == ("no data yet", 0, {})
+
+
+def test_the_tag_changes_with_the_content_only(server: ApiOverFile) -> None:
+    """The same records in a newer file have the same tag: nothing to send again."""
+    server.put(state())
+    first = dict(server.get("/funding").headers)["ETag"]
+    server.time.advance(5)
+    server.put(state(updated_at=WALL_S + 5, boottime=STEADY_S + 5))
+    assert dict(server.get("/funding").headers)["ETag"] == first
+    server.put(state({"BTCUSDT": record(fundingRate=0.5)}))
+    assert dict(server.get("/funding").headers)["ETag"] != first
+
+
+@pytest.mark.parametrize("form", ["{}", "W/{}", '"x", {}', '"x",W/{} , "y"', "*"])
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+def test_a_known_tag_is_answered_304(server: ApiOverFile, form: str, encoding: str) -> None:
+    """Weakly compared, in a list or alone; without body, with the headers a cache needs."""
+    server.put(state())
+    full = dict(server.get("/funding", accept_encoding=encoding).headers)
+    response = server.get("/funding", accept_encoding=encoding, if_none_match=form.format(full["ETag"]))
+    headers = dict(response.headers)
+    assert (response.status, response.body) == (304, b"")
+    assert {name: headers[name] for name in ("ETag", "Cache-Control", "Vary")} == {
+        name: full[name] for name in ("ETag", "Cache-Control", "Vary")
+    }
+
+
+@pytest.mark.parametrize("tag", ["", '"other"', "W/", '"*"', "x, *"])
+def test_another_tag_is_answered_in_full(server: ApiOverFile, tag: str) -> None:
+    """Nothing is left out for a tag that is not ours."""
+    server.put(state())
+    assert server.get("/funding", if_none_match=tag).status == 200
+
+
+@pytest.mark.parametrize(
+    ("accept", "zipped"),
+    [
+        ("gzip", True),
+        ("GZIP", True),
+        ("x-gzip", True),
+        ("deflate, gzip;q=1.0, *;q=0.5", True),
+        ("gzip ; q=0.001", True),
+        ("br;q=1.0,gzip;q=0.8", True),
+        ("*", True),
+        ("identity;q=0, *", True),
+        ("", False),
+        ("identity", False),
+        ("br", False),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000", False),
+        ("gzip;q=0, *", False),
+        ("*;q=0", False),
+        ("notgzip", False),
+    ],
+)
+def test_the_list_is_compressed_where_that_is_accepted(server: ApiOverFile, accept: str, zipped: bool) -> None:
+    """Weights are read; the compressed form is the same content under a tag of its own."""
+    server.put(state(TWO_AGES))
+    plain = server.get("/funding")
+    response = server.get("/funding", accept_encoding=accept)
+    headers = dict(response.headers)
+    assert headers.get("Content-Encoding") == ("gzip" if zipped else None)
+    assert (gzip.decompress(response.body) if zipped else response.body) == plain.body
+    assert (headers["ETag"] != dict(plain.headers)["ETag"]) == zipped
+    assert server.get("/funding", accept_encoding=accept).body == response.body
+
+
+@pytest.mark.parametrize("set_by_s", [3600.0, -3600.0, 86_400.0])
+def test_a_set_clock_changes_no_age_within_one_boot(server: ApiOverFile, set_by_s: float) -> None:
+    """The file holds its time on the clock that nobody can set: neither younger nor older than it is."""
+    server.put(state({"BTCUSDT": record(updatedAt=WALL_S - 1)}))
+    server.time.advance(100)
+    server.time.set_wall_by(set_by_s)
+    assert server.json("/funding/BTCUSDT")["ageSeconds"] == 101
+    server.time.advance(80)
+    assert server.json("/funding/BTCUSDT", status=503)["ageSeconds"] == 181
+
+
+@pytest.mark.parametrize("boot_id", ["another", ""])
+def test_a_file_of_another_boot_is_as_old_as_the_wall_clock_says(tmp_path: Path, boot_id: str) -> None:
+    """Steady times of two boots cannot be compared; an empty name is no match for an empty name."""
+    server = ApiOverFile(tmp_path, boot_id)
+    server.time.steady_s = 5.0
+    server.put(state(boot_id="" if not boot_id else state()["boot_id"]))
+    server.time.advance(60)
+    assert server.json("/funding/BTCUSDT")["ageSeconds"] == 60
+    server.time.advance(121)
+    assert server.get("/funding/BTCUSDT").status == 503
+
+
+def test_a_file_of_another_boot_from_the_future_is_not_fresh(tmp_path: Path) -> None:
+    """Its clock was ahead: it is at least as old as this boot, and does not pass for new until its time has come."""
+    server = ApiOverFile(tmp_path, boot_id="another")
+    server.put(state({"A": record()}))
+    server.time.set_wall_by(-3600)
+    assert server.json("/funding/A", status=503)["ageSeconds"] >= STALE_S
+
+
+def test_times_a_little_in_the_future_are_no_negative_age(tmp_path: Path) -> None:
+    """Clocks of two boots differ a little: ages are zero at least."""
+    server = ApiOverFile(tmp_path, boot_id="another")
+    server.put(state({"A": record(updatedAt=WALL_S + 50)}))
+    server.time.set_wall_by(-3)
+    assert server.json("/funding/A")["ageSeconds"] == 0
+
+
+def test_the_version_changes_with_the_file_and_with_time(server: ApiOverFile) -> None:
+    """While it is equal, every answer may be given again: at most for a tenth of a second."""
+    server.put(state())
+    first = server.api.version()
+    assert server.api.version() == first
+    server.time.advance(0.11)
+    second = server.api.version()
+    assert second != first
+    server.put(state({}))
+    assert server.api.version() != second
+
+
+def test_metrics_are_served_as_prometheus_text(server: ApiOverFile) -> None:
+    """With the type that scrapers ask for; they say when the file was written, however long that was ago."""
+    server.put(state())
+    server.time.advance(3600)
+    response = server.get("/metrics", accept_encoding="gzip")
+    headers = dict(response.headers)
+    assert (response.status, headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert headers["Vary"] == "Accept-Encoding"
+    text = gzip.decompress(response.body)
+    assert f"binance_funding_state_file_timestamp_seconds {WALL_S!r}\n" in text.decode()
+    assert server.get("/metrics").body == text
+    server.put(state(updated_at=WALL_S + 1))
+    assert f"binance_funding_state_file_timestamp_seconds {WALL_S + 1!r}\n" in server.get("/metrics").body.decode()
+
+
+def test_the_root_names_the_endpoints(server: ApiOverFile) -> None:
+    """With or without data; each of them can be asked."""
+    answer = server.json("/")
+    assert (answer["name"], sorted(answer)) == ("binance-funding", ["endpoints", "name", "version"])
+    server.put(state())
+    for path in answer["endpoints"]:
+        asked, _, query = path.replace("{symbol}", "BTCUSDT").partition("?")
+        assert server.get(asked, query).status == 200
+
+
+def test_the_file_of_the_release_before_is_served(tmp_path: Path) -> None:
+    """An upgraded server answers everything from it, before the daemon has written a new one."""
+    written: dict[str, Any] = json.loads(OLD_FILE.read_bytes())
+    server = ApiOverFile(tmp_path, boot_id=written["boot_id"])
+    server.put(OLD_FILE.read_bytes())
+    server.time.wall_s, server.time.steady_s = written["updated_at"] + 2, written["boottime"] + 2
+    answer = server.json("/funding/ethusdt")
+    assert answer.items() >= written["funding_state"]["ETHUSDT"].items()
+    assert answer["ageSeconds"] == pytest.approx(2 + written["updated_at"] - answer["updatedAt"], abs=0.001)
+    listing = server.json("/funding")
+    assert (listing["count"], listing["data"]) == (18, written["funding_state"])
+    health = server.health("healthy")
+    assert (health["connections"], health["symbolsFromRest"], health["streamLagSeconds"]) == (2, 1, None)
+    report = server.json("/funding/report")
+    assert report["gaps"] == {"count": 1, "longestSeconds": 11.228, "totalSeconds": 11.228, "pass": False}
+    assert (report["disconnections"]["pass"], report["dataAge"]["pass"], report["comparison"]["runs"]) == (
+        True,
+        True,
+        7,
+    )
+    assert b'binance_funding_rest_errors_total{status="429"} 0\n' in server.get("/metrics").body

@@ -1,0 +1,147 @@
+"""README and docs/ say what the code says: links, settings, log events, fields of the state file."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from binance_funding.settings import Settings, variable
+from tests.support import field_tables
+from tests.support.source import PACKAGE, ROOT, log_events, product_files
+
+README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+DEFAULTS = {variable(declared): declared.metadata["text"] for declared in fields(Settings)}
+
+_FENCED = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+_ROW = re.compile(r"^\|(.*)\|$", re.MULTILINE)
+_LEVELS = {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}
+
+
+def prose(path: Path) -> str:
+    """Return a document without its blocks of code."""
+    return _FENCED.sub("", path.read_text(encoding="utf-8"))
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a document's headings, as code hosting sites make them."""
+    headings = (re.sub(r"\[([^]]*)\]\([^)]*\)|`", r"\1", heading) for heading in _HEADING.findall(prose(path)))
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+def rows(path: Path) -> list[list[str]]:
+    """Return the cells of all rows of a document's tables."""
+    return [[cell.strip() for cell in row.split(" | ")] for row in _ROW.findall(prose(path))]
+
+
+def broken_links(path: Path, root: Path = ROOT) -> list[str]:
+    """Return the links of a document that lead nowhere within the root."""
+    broken = []
+    for link in _LINK.findall(prose(path)):
+        if re.match(r"https?:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        inside = target.is_relative_to(root) and target.exists()
+        if not inside or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+def test_readme_is_short() -> None:
+    """The README has at most 130 lines; the reference is in docs/."""
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 130
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(path: Path) -> None:
+    """Every relative link leads to a file of the repository, and to a heading where it names one."""
+    assert broken_links(path) == []
+
+
+def test_every_document_is_found_from_the_readme() -> None:
+    """Whoever follows links from the README comes to every document."""
+    seen, unseen = set[Path](), [README]
+    while unseen:
+        path = unseen.pop()
+        seen.add(path)
+        linked = {(path.parent / link.partition("#")[0]).resolve() for link in _LINK.findall(prose(path))}
+        unseen += [target for target in linked & set(DOCUMENTS) if target not in seen]
+    assert set(DOCUMENTS) - seen == set()
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    """The table of docs/settings.md holds every setting with its default, and no other."""
+    documented = {
+        cells[0].strip("`"): cells[1].strip("`") for cells in rows(ROOT / "docs/settings.md") if len(cells) == 3
+    }
+    assert {name: text for name, text in documented.items() if name.isupper()} == DEFAULTS
+
+
+def test_every_setting_is_in_the_example() -> None:
+    """.env.example holds every setting with its default, commented out, and no other."""
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    settings = [line.removeprefix("#").partition("=") for line in lines if re.match(r"#[A-Z_]+=", line)]
+    assert {name: text for name, _, text in settings} == DEFAULTS
+
+
+def test_every_event_is_documented() -> None:
+    """The log tables of docs/operations.md name every event that the programs log, and no other."""
+    documented = {
+        event
+        for cells in rows(ROOT / "docs/operations.md")
+        if cells[0] in _LEVELS
+        for event in re.findall("`([^`]+)`", cells[1])
+    }
+    sources = [path for path in product_files() if path != ROOT / PACKAGE / "log.py"]
+    logged = log_events(path.read_text(encoding="utf-8") for path in sources)
+    assert documented == logged
+
+
+def test_the_tables_of_fields_are_those_of_the_schema() -> None:
+    """docs/state-file.md holds every field of the schema; `make docs` writes its tables."""
+    document = field_tables.DOCUMENT.read_text(encoding="utf-8")
+    assert sorted(field_tables.sections_of(document)) == sorted(field_tables.SECTIONS)
+    assert field_tables.fill(document) == document
+
+
+@pytest.mark.parametrize(
+    ("code", "events"),
+    [
+        ('_log.info("connected", live=1)', {"connected"}),
+        ('self._throttle.warn("clock", "a cause")', {"clock"}),
+        ('_log.log(20, "rotated")', {"rotated"}),
+        ('throttle.resolve("clock", log_as="clock right again")', {"clock right again"}),
+        ('A, B = "first", "second"\nevent = A if refused else B\n_log.warning(event)', {"first", "second"}),
+        ('say = _log.info if data else _log.debug\nsay("took over")', {"took over"}),
+        ('class Ending:\n    event: str = "lost"\nend(event="silent")\nwarn.warn(f"{ending.event} again")',
+         {"lost again", "silent again"}),
+        ('event = event or "x"\nevent = event\n_log.error(event)', set()),
+        ("_log.error(str(error))", set()),
+        ('connection.close("no event")', set()),
+    ],
+)  # fmt: skip
+def test_events_are_found_in_the_source(code: str, events: set[str]) -> None:
+    """However the name of an event is given, as long as it is a plain text, it is found."""
+    assert log_events([code]) == events
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    """Found are links to no file, to no heading and out of the repository; those in blocks of code are no links."""
+    good = ["other.md", "other.md#a-heading-of-two-words", "#here", "https://example.com/#x"]
+    bad = ["missing.md", "other.md#here", "#not-here", "../outside.md"]
+    document, other = tmp_path / "docs" / "document.md", tmp_path / "docs" / "other.md"
+    document.parent.mkdir()
+    document.write_text("# Here\n```\n[code](x.md)\n```\n" + "".join(f"[to]({link})\n" for link in [*good, *bad]))
+    other.write_text("## A `heading` [of two](x.md) words\n")
+    (tmp_path / "outside.md").touch()
+    assert broken_links(document, tmp_path / "docs") == bad
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_documents_use_the_words_of_the_field(path: Path) -> None:
+    """Lines are logged, connections dropped, answers served: nothing is told or lent."""
+    assert re.findall(r"\b(?:told|lends|lent|has its right|in its stead)\b", prose(path)) == []

@@ -1,0 +1,322 @@
+"""The states of the HTTP server's connections: whatever several clients do before one turn of its loop meets it all.
+
+Hypothesis lets clients do things in any order, with sockets that hold little and a clock moved by hand; h11 judges.
+"""
+
+import contextlib
+import os
+import socket
+import struct
+from typing import NamedTuple
+
+import h11
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from binance_funding.server.http_message import Response
+from binance_funding.server.http_server import HttpServer, _Client
+from binance_funding.server.limits import Limits
+from binance_funding.server.listener import listen
+from tests.support.clock import SimulatedClock
+from tests.support.http_client import Reply
+from tests.support.waiting import eventually
+
+LIMITS = Limits(per_turn=3, closing_connections=1, unsent_bytes=100_000)
+MAX_CONNECTIONS = 4
+MAX_PEERS = 7
+BIG = b"x" * 100_000
+SMALL_BUFFER = 4096
+EXAMPLES = int(os.environ.get("HTTP_STATE_EXAMPLES", "200"))
+TURNS = st.integers(0, 2)
+SOME = st.sets(st.integers(0, MAX_PEERS - 1), min_size=1)
+
+
+class Question(NamedTuple):
+    """What a client may send, and the answer that is due to it."""
+
+    sent: bytes
+    method: str
+    status: int
+    path: str = ""
+    closes: bool = False
+
+    @property
+    def body(self) -> bytes:
+        """The body of the answer to a polite question."""
+        return b"" if self.method == "HEAD" else body_of(self.path)
+
+
+def question(path: str, method: str = "GET", headers: str = "") -> Question:
+    """Return a polite request; headers are whole lines."""
+    sent = f"{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n".encode()
+    return Question(sent, method, 200, path, closes=bool(headers))
+
+
+QUESTIONS = (
+    *(question(f"/{number}") for number in range(3)),
+    question("/big"),
+    question("/head", "HEAD"),
+    question("/last", headers="Connection: close\r\n"),
+)
+BAD_QUESTIONS = (
+    Question(b"\0", "GET", 400, closes=True),
+    Question(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nbody", "POST", 405, closes=True),
+)
+
+
+REFUSALS = (b"HTTP/1.1 408 ", b"HTTP/1.1 503 ")
+"""For want of time and for want of room: not an answer to a question."""
+
+
+def body_of(path: str) -> bytes:
+    """Return what there is: the path, or more than the sockets hold."""
+    return BIG if path == "/big" else path.encode()
+
+
+def open_files() -> int:
+    """Return how many files this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+class Peer:
+    """A client: what it has sent and received, and how many answers must reach it."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.sock = socket.socket()
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock.connect(address)
+        self.sock.setblocking(False)
+        self.name = self.sock.getsockname()
+        self.asked: list[Question] = []
+        self.unfinished: tuple[Question, bytes] | None = None
+        self.due = 0
+        self.was_held = False  # by the server, before a turn
+        self.is_reliable = True  # until it does what may cost it answers that are due
+        self.has_shut_down = False
+        self.received = b""
+        self.has_ended = False
+
+    def may_ask(self) -> bool:
+        """Whether a further request could be answered."""
+        return not self.has_shut_down and not (self.asked and self.asked[-1].closes)
+
+    def send(self, data: bytes) -> None:
+        """Send, unless the server has hung up."""
+        try:
+            assert self.sock.send(data) == len(data)
+        except ConnectionError:
+            self.is_reliable = False
+
+    def ask(self, question: Question) -> None:
+        """Send a whole request, after the rest of the one of which a part was sent."""
+        self.finish()
+        if self.may_ask():
+            self.send(question.sent)
+            self.asked.append(question)
+
+    def begin(self, question: Question, part_bytes: int) -> None:
+        """Send a part of a request, after the rest of the one of which a part was sent."""
+        self.finish()
+        if self.may_ask():
+            self.send(question.sent[:part_bytes])
+            self.unfinished = question, question.sent[part_bytes:]
+
+    def finish(self) -> None:
+        """Send the rest of a request of which a part was sent."""
+        if self.unfinished is not None:
+            question, rest = self.unfinished
+            self.unfinished = None
+            self.send(rest)
+            self.asked.append(question)
+
+    def read(self, limit_bytes: int) -> bool:
+        """Read a little; False if nothing was there."""
+        try:
+            data = self.sock.recv(limit_bytes)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            self.is_reliable, data = False, b""
+        self.received += data
+        self.has_ended = not data
+        return bool(data)
+
+    def has_its_answers(self) -> bool:
+        """Check that every answer is the one to what was asked, in order; tell whether all that are due have come."""
+        received, answered, refused = self.received, 0, False
+        while received and not refused:
+            question = None if received.startswith(REFUSALS) else self.asked[answered]
+            try:
+                reply, received = Reply.read(question.method if question else "GET", received, bytes)
+            except h11.RemoteProtocolError:
+                break  # not complete
+            if question is None:
+                refused = reply.closes
+            else:
+                assert (reply.status, reply.closes) == (question.status, question.closes)
+                assert reply.status != 200 or reply.body == question.body
+                answered += 1
+        if not self.is_reliable:
+            return True
+        assert answered <= self.due
+        closes = refused or (answered > 0 and self.asked[answered - 1].closes)
+        is_answered = answered == self.due and (refused or self.was_held or not self.asked)
+        return is_answered and not received and self.has_ended >= closes
+
+
+class Connections(RuleBasedStateMachine):
+    """Clients do something; now and then comes a turn of the loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.host = SimulatedClock()
+        self.peers: list[Peer] = []
+        listener = listen("127.0.0.1", 0)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
+        clock = self.host.clock.steady_s
+        self.server = HttpServer(
+            listener,
+            lambda request: Response(200, body_of(request.path)),
+            max_connections=MAX_CONNECTIONS,
+            limits=LIMITS,
+            steady_s=clock,
+        )
+        self.own_files = open_files()
+
+    def teardown(self) -> None:
+        """Let everybody read to the end, and check what they got."""
+        try:
+            eventually(self.all_have_their_answers, "all answers that are due have come", within_s=5)
+        finally:
+            for peer in self.peers:
+                peer.sock.close()
+            self.server.stop()
+            self.server.serve()
+
+    def all_have_their_answers(self) -> bool:
+        """Go on as long as anything comes; tell whether all got what was due. Raises where they got something else."""
+        self.turn()
+        while [peer for peer in self.peers if peer.read(1 << 20)]:
+            self.turn()
+        return all(peer.has_its_answers() for peer in self.peers)
+
+    def held(self) -> dict[object, _Client]:
+        """Return the connections that the server holds, by the addresses of their clients."""
+        clients: dict[object, _Client] = {}
+        for client in (client for state in self.server._open_states for client in state.clients):
+            with contextlib.suppress(OSError):  # reset, which the server has not noticed yet
+                clients[client.sock.getpeername()] = client
+        return clients
+
+    @rule()
+    def turn(self) -> None:
+        """Let the server meet all that has happened. What was asked on a connection it holds is due from now on."""
+        held = self.held()
+        for peer in self.peers:
+            client = held.get(peer.name)
+            peer.was_held |= client is not None
+            if client is not None and not client.closes:
+                peer.due = len(peer.asked)
+                has_read = client.state is not self.server._writing
+                if not has_read and self.host.steady_s - client.since_s >= LIMITS.write_s:
+                    peer.is_reliable = False
+        assert self.server._run_once(0.0)
+
+    @rule(number=st.integers(1, 3), turns=TURNS)
+    def connect(self, number: int, turns: int) -> None:
+        """A few more clients."""
+        for _ in range(min(number, MAX_PEERS - len(self.peers))):
+            self.peers.append(Peer(self.server.address))
+        self.go_on(turns)
+
+    def go_on(self, turns: int) -> None:
+        """Let the server meet what has happened up to now, or let more happen first."""
+        for _ in range(turns):
+            self.turn()
+
+    def speakers(self, who: set[int]) -> list[Peer]:
+        """Return clients that are about to send; to a connection that was closed, that can cost them answers."""
+        held = self.held()
+        peers = [peer for number, peer in enumerate(self.peers) if number in who]
+        for peer in peers:
+            client = held.get(peer.name)
+            if peer.due and (client is None or client.closes):
+                peer.is_reliable = False
+        return peers
+
+    @rule(who=SOME, questions=st.lists(st.sampled_from(QUESTIONS), min_size=1, max_size=6), turns=TURNS)
+    def ask(self, who: set[int], questions: list[Question], turns: int) -> None:
+        """Send a request, or a pipeline of them."""
+        for peer in self.speakers(who):
+            for question in questions:
+                peer.ask(question)
+        self.go_on(turns)
+
+    @rule(who=SOME, question=st.sampled_from(BAD_QUESTIONS), turns=TURNS)
+    def ask_badly(self, who: set[int], question: Question, turns: int) -> None:
+        """Send what is refused."""
+        for peer in self.speakers(who):
+            peer.ask(question)
+        self.go_on(turns)
+
+    @rule(who=SOME, question=st.sampled_from(QUESTIONS[:2]), part_bytes=st.integers(1, 20), turns=TURNS)
+    def ask_in_part(self, who: set[int], question: Question, part_bytes: int, turns: int) -> None:
+        """Send the beginning of a request, after the rest of the one before."""
+        for peer in self.speakers(who):
+            peer.begin(question, part_bytes)
+        self.go_on(turns)
+
+    @rule(who=SOME, limit_bytes=st.sampled_from([100, 5000, 1 << 20]))
+    def read(self, who: set[int], limit_bytes: int) -> None:
+        """Read a little or a lot."""
+        for number in who.intersection(range(len(self.peers))):
+            self.peers[number].read(limit_bytes)
+
+    @rule(number=st.integers(0, MAX_PEERS - 1), resets=st.booleans())
+    def hang_up(self, number: int, resets: bool) -> None:
+        """Say that no more will be asked, or close at once."""
+        if number >= len(self.peers):
+            return
+        peer = self.peers[number]
+        if resets:
+            self.peers.remove(peer)
+            peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.sock.close()
+            return
+        with contextlib.suppress(OSError):  # the server has hung up before
+            peer.sock.shutdown(socket.SHUT_WR)
+        peer.has_shut_down, peer.unfinished = True, None
+
+    @rule(seconds=st.sampled_from([1, 3, 11, 31]), turns=TURNS)
+    def wait(self, seconds: float, turns: int) -> None:
+        """Let time pass."""
+        self.host.advance(seconds)
+        self.go_on(turns)
+
+    @invariant()
+    def every_connection_is_in_one_state(self) -> None:
+        """In that which it names; and watched, for what that state waits for."""
+        held = [(client, state) for state in self.server._open_states for client in state.clients]
+        assert all(client.state is state for client, state in held)
+        assert len({client for client, _ in held}) == len(held)
+        watched = {key.data: key.events for key in self.server._selector.get_map().values() if key.data is not None}
+        assert watched == {client: state.events for client, state in held}
+
+    @invariant()
+    def every_open_socket_is_that_of_a_connection(self) -> None:
+        """No socket is lost, and none is kept."""
+        held = sum(len(state.clients) for state in self.server._open_states)
+        assert open_files() == self.own_files + held + len(self.peers)
+
+    @invariant()
+    def there_are_no_more_than_there_may_be(self) -> None:
+        """Neither of those served nor of those closing."""
+        closing = len(self.server._closing.clients)
+        assert closing <= LIMITS.closing_connections
+        assert sum(len(state.clients) for state in self.server._open_states) - closing <= MAX_CONNECTIONS
+
+
+TestConnections = Connections.TestCase
+TestConnections.settings = settings(max_examples=EXAMPLES, stateful_step_count=40)

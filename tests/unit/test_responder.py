@@ -1,0 +1,177 @@
+"""From the bytes of requests to the bytes of answers: cached, in order, bounded. No sockets."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+
+from binance_funding.log import EventLogger, LogThrottle
+from binance_funding.server.http_message import Request, Response, error_response
+from binance_funding.server.limits import Limits
+from binance_funding.server.responder import Encoded, Responder
+from tests.support.clock import SimulatedClock
+
+LATER_S = 11.0  # when the throttle logs again what goes on
+
+
+class Desk:
+    """A responder whose clocks and version stand still until moved, and whose handler counts."""
+
+    def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
+        self.time = SimulatedClock()
+        self.version = 0
+        self.asked: list[str] = []
+        throttle = LogThrottle(EventLogger("test"), lambda: self.time.steady_s, first_wait_s=10.0)
+        self.responder = Responder(self.handler, lambda: self.version, lambda: self.time.wall_s, limits, throttle)
+
+    def handler(self, request: Request) -> Response:
+        """Answer with how often it was asked; with a big body for /big; fail for others."""
+        self.asked.append(request.path)
+        if request.path.startswith("/fault"):
+            raise RuntimeError("never shown to a client")
+        return Response(200, b"x" * 100_000 if request.path == "/big" else b"answer %d" % len(self.asked))
+
+    def answers(self, received: bytes) -> tuple[Encoded, bytes]:
+        """Answer what was received, as after a wake-up."""
+        self.responder.refresh()
+        return self.responder.answer(received)
+
+    def body(self, received: bytes) -> bytes:
+        """Return the body of the one answer to this."""
+        encoded, rest = self.answers(received)
+        assert rest == b""
+        return b"".join(encoded.buffers).partition(b"\r\n\r\n")[2]
+
+
+def request(path: str = "/", headers: str = "", method: str = "GET") -> bytes:
+    """Return a request; headers are whole lines."""
+    return f"{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n".encode()
+
+
+def test_an_answer_is_cached_while_the_version_is_equal() -> None:
+    """For requests of exactly the same bytes; another version asks the handler again."""
+    desk = Desk()
+    assert [desk.body(request()) for _ in range(3)] == [b"answer 1"] * 3
+    assert desk.body(request(headers="A: b\r\n")) == b"answer 2"
+    desk.version = 1
+    assert [desk.body(request()) for _ in range(2)] == [b"answer 3"] * 2
+
+
+def test_the_date_of_a_cached_answer_is_not_old() -> None:
+    """It is of the second in which it is sent, and the handler is asked again for it."""
+    desk = Desk()
+    desk.time.wall_s = 1_000_000_000.5
+    assert b"\r\nDate: Sun, 09 Sep 2001 01:46:40 GMT\r\n" in desk.answers(request())[0].buffers[0]
+    desk.time.wall_s += 0.4
+    assert desk.body(request()) == b"answer 1"
+    desk.time.wall_s += 0.1
+    assert b"\r\nDate: Sun, 09 Sep 2001 01:46:41 GMT\r\n" in desk.answers(request())[0].buffers[0]
+    assert len(desk.asked) == 2
+
+
+def test_pipelined_requests_are_answered_in_order_up_to_an_incomplete_one() -> None:
+    """Cached or not; the incomplete one is left for later."""
+    desk = Desk()
+    desk.body(request("/known"))
+    received = request("/a") + b"\r\n" + request("/known") + request("/b")
+    encoded, rest = desk.answers(received + b"GET /c HTTP")
+    bodies = [answer.rpartition(b"\r\n\r\n")[2] for answer in encoded.buffers]
+    assert bodies == [b"answer 2", b"answer 3", b"answer 4"]
+    assert desk.asked == ["/known", "/a", "/known", "/b"]  # one empty line makes it another request
+    assert (encoded.closes, rest) == (False, b"GET /c HTTP")
+
+
+def test_nothing_behind_a_closing_answer_is_answered() -> None:
+    """Neither behind a wish to close nor behind a bad request."""
+    for last in (request("/last", "Connection: close\r\n"), b"GET / HTTP/1.1\r\n\r\n"):
+        desk = Desk()
+        encoded, rest = desk.answers(request("/first") + last + request("/never"))
+        assert (len(encoded.buffers), encoded.closes, rest) == (2, True, request("/never"))
+        assert "/never" not in desk.asked
+
+
+def test_one_client_gets_so_many_answers_in_a_turn() -> None:
+    """As many as per_turn says, and no more once unsent_bytes are queued; the rest is returned."""
+    few = Desk(Limits(per_turn=3))
+    encoded, rest = few.answers(request() * 10)
+    assert (len(encoded.buffers), rest) == (3, request() * 7)
+    big = Desk(Limits(unsent_bytes=150_000))
+    assert big.answers(request("/big") * 10)[1] == request("/big") * 8
+
+
+def test_a_big_answer_is_shared_by_all_who_ask_the_same() -> None:
+    """Its body is not copied for each of them."""
+    desk = Desk()
+    first, second = (desk.answers(request("/big"))[0].buffers for _ in range(2))
+    assert first[1] is second[1]
+
+
+def test_the_cache_is_bounded() -> None:
+    """When it would hold more than cache_bytes, all answers are made anew."""
+    desk = Desk(replace(Limits(), cache_bytes=5000))
+    desk.body(request("/first"))
+    for number in range(100):
+        desk.body(request(f"/{number}"))
+        assert sum(len(head) + sum(map(len, answer.buffers)) for head, answer in desk.responder.cache.items()) <= 5000
+    desk.body(request("/first"))
+    assert desk.asked.count("/first") == 2
+
+
+def test_an_exception_of_the_handler_costs_one_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """500 without a word of it, GET or HEAD; not cached; logged with its traceback, and seldom."""
+    desk = Desk()
+    for method in ("GET", "GET", "HEAD"):
+        encoded, _ = desk.answers(request("/fault%0A" + "x" * 500, method=method))
+        assert encoded.buffers[0].startswith(b"HTTP/1.1 500 ")
+        assert encoded.buffers[0].endswith(b'\r\n\r\n{"error":"internal error"}\n' if method == "GET" else b"\r\n\r\n")
+        assert not encoded.closes
+    assert (len(desk.asked), len(caplog.records)) == (3, 1)
+    desk.time.advance(LATER_S)
+    desk.answers(request("/fault"))
+    first, second = caplog.records
+    assert first.levelno == logging.ERROR
+    assert first.getMessage().startswith("request failed cause=RuntimeError method=GET path=")
+    assert "\n" not in first.getMessage()
+    assert len(first.getMessage()) < 300
+    assert "never shown" in caplog.text
+    assert "repeated=2" in second.getMessage()
+
+
+def test_an_answer_that_cannot_be_encoded_costs_one_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """A header with a line end, a status that there is not: 500, and the fault is logged."""
+    for bad in (Response(200, b"", (("A", "a\r\nB: c"),)), Response(999, b"")):
+        desk = Desk()
+        desk.responder.handler = lambda _, bad=bad: bad  # type: ignore[misc]
+        assert desk.answers(request())[0].buffers[0].startswith(b"HTTP/1.1 500 ")
+    assert [record.getMessage().split()[2] for record in caplog.records] == ["cause=ValueError", "cause=ValueError"]
+
+
+@pytest.mark.parametrize(("method", "status"), [("OPTIONS", b"204"), ("POST", b"405"), ("get", b"405")])
+def test_other_methods_are_answered_without_the_handler(method: str, status: bytes) -> None:
+    """With what there is instead."""
+    desk = Desk()
+    answer = desk.answers(request(method=method))[0].buffers[0]
+    assert answer.startswith(b"HTTP/1.1 " + status)
+    assert b"\r\nAllow: GET, HEAD, OPTIONS\r\n" in answer
+    assert desk.asked == []
+
+
+def test_a_refused_head_has_no_body() -> None:
+    """Even where the request could not be understood beyond its method."""
+    desk = Desk()
+    assert desk.body(b"HEAD / HTTP/1.1\r\n\r\n") == b""
+    assert desk.responder.refuse(b"\r\nHEAD / HT", error_response(408, "late")).buffers[0].endswith(b"\r\n\r\n")
+    assert desk.body(b"GET / HTTP/1.1\r\n\r\n") != b""
+
+
+def test_while_draining_the_last_answer_closes() -> None:
+    """Also where it was cached before; answers before the last do not."""
+    desk = Desk()
+    desk.body(request())
+    desk.responder.drain()
+    for _ in range(2):
+        encoded, _ = desk.answers(request() * 3)
+        assert [b"\r\nConnection: close\r\n" in answer for answer in encoded.buffers] == [False, False, True]
+        assert encoded.closes
+    encoded, rest = desk.answers(request() + b"GET / H")
+    assert (encoded.closes, rest) == (False, b"GET / H")

@@ -1,0 +1,250 @@
+"""What a starting daemon takes over: old data with its old times, whoever set the clock meanwhile."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from binance_funding.daemon.book import Book
+from binance_funding.daemon.connection import Connection
+from binance_funding.daemon.feed import Feed
+from binance_funding.daemon.freshness import FreshnessWatch
+from binance_funding.daemon.rates import FundingRate
+from binance_funding.daemon.rest import RestClient, RestPoller
+from binance_funding.daemon.restore import restore
+from binance_funding.daemon.stream import StreamPool
+from binance_funding.state_file import EMPTY
+from tests.support.clock import STEADY_S, WALL_S, SimulatedClock
+from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, context, put, record, state, status
+from tests.support.state_files import OLD_FILE
+
+OFFSET_S = WALL_S - STEADY_S
+DOWN_S = 5.0
+
+
+class StartingDaemon:
+    """The parts that take something over, on simulated clocks; nothing of them runs."""
+
+    def __init__(self, path: Path, boot_id: str | None = None) -> None:
+        self.path = path
+        self.time = SimulatedClock() if boot_id is None else SimulatedClock(boot_id)
+        self.time.advance(DOWN_S)
+        self._build()
+
+    def _build(self) -> None:
+        self.context = context(self.time)
+        self.book = Book(self.context)
+        self.freshness = FreshnessWatch(self.context, self.book, lambda: "stream: nothing came")
+        client = RestClient("http://127.0.0.1:9", 1.0, self.time.clock)
+        self.rest = RestPoller(self.context, client, self.book, self.freshness, lambda: 0)
+        feed = Feed(self.context, self.freshness)
+        self.stream = StreamPool(self.context, feed, self._never_spawned, open_connection=self._never_opened)
+
+    def restore(self) -> None:
+        """Take over what the file holds."""
+        self._build()
+        restore(str(self.path), self.context, self.book, self.freshness, self.rest, self.stream)
+
+    def ages_s(self) -> dict[str, float]:
+        """Return the age of each record."""
+        as_of_s = self.context.exchange_clock.as_of_s
+        return {rate.symbol: round(self.time.steady_s - as_of_s(rate), 3) for rate in self.book.rates()}
+
+    def gaps(self) -> list[tuple[float, str]]:
+        """Return seconds and cause of the gaps known."""
+        return [(gap["seconds"], gap["cause"]) for gap in self.context.history.to_json(self.time.wall_s)["gaps"]]
+
+    def merge_new_row(self, symbol: str) -> None:
+        """Let the stream bring a current row."""
+        now_s = self.time.steady_s
+        event_ms = round((now_s + OFFSET_S) * 1000)
+        decimals = ("0.5", "1.5", "1.5")
+        self.freshness.merge([FundingRate(symbol, decimals, NEXT_FUNDING_MS, event_ms, "websocket", now_s)])
+
+    @staticmethod
+    def _never_spawned(_name: str, _run: Any) -> None:
+        raise AssertionError("restoring starts nothing")
+
+    @staticmethod
+    def _never_opened(*_args: Any) -> Connection:
+        raise AssertionError("restoring opens nothing")
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> StartingDaemon:
+    """A daemon that starts five seconds after a file of WALL_S was written, in the same boot."""
+    return StartingDaemon(tmp_path / "state.json")
+
+
+def test_records_are_taken_over_with_their_old_times(daemon: StartingDaemon) -> None:
+    """All that the file holds of them: staleness stays true."""
+    put(daemon.path, state({"A": record(updatedAt=WALL_S - 20.5, source="rest"), "币": record()}))
+    daemon.restore()
+    first, second = daemon.book.rates()
+    assert first == FundingRate(
+        "A",
+        ("0.0001", "91725.87823913", "91769.87543478"),
+        NEXT_FUNDING_MS,
+        EVENT_MS,
+        "rest",
+        STEADY_S - 20.5,
+    )
+    assert (second.symbol, second.source, second.received_s) == ("币", "websocket", STEADY_S)
+    assert list(daemon.book.stream_rates()) == ["币"]
+
+
+@pytest.mark.parametrize("set_by_s", [0.0, 3600.0, -3600.0, 86_400.0])
+def test_a_clock_set_meanwhile_changes_nothing_within_one_boot(daemon: StartingDaemon, set_by_s: float) -> None:
+    """Ages, what Binance asked to wait, and Binance's time are on the clock that nobody can set."""
+    rest = {**status()["rest"], "paused_until": WALL_S + 65.0}
+    content = state({"A": record(updatedAt=WALL_S - 20)}, connection_status=status(paused_until=WALL_S + 35, rest=rest))
+    put(daemon.path, content)
+    daemon.time.set_wall_by(set_by_s)
+    daemon.restore()
+    assert daemon.context.exchange_clock.offset_s == pytest.approx(OFFSET_S - 0.125)
+    assert daemon.book.rates()[0].received_s == STEADY_S - 20
+    now_s = daemon.time.wall_s
+    assert daemon.stream.status()["paused_until"] == pytest.approx(now_s + 30, abs=0.01)
+    assert daemon.rest.status()["paused_until"] == pytest.approx(now_s + 60, abs=0.01)
+
+
+def test_after_a_reboot_the_wall_clock_says_how_old_everything_is(tmp_path: Path) -> None:
+    """Binance's time on the clock since boot is unknown again; ages are by the times in the file."""
+    daemon = StartingDaemon(tmp_path / "state.json", boot_id="another")
+    daemon.time.steady_s = 30.0
+    put(daemon.path, state({"A": record(updatedAt=WALL_S - 20)}, connection_status=status(paused_until=WALL_S + 35)))
+    daemon.restore()
+    assert daemon.context.exchange_clock.offset_s is None
+    assert daemon.ages_s() == {"A": 25.0}
+    assert daemon.stream.status()["paused_until"] == pytest.approx(WALL_S + 35)
+
+
+def test_a_file_from_the_future_is_as_old_as_the_boot(tmp_path: Path) -> None:
+    """Its clock was ahead: no record of it may pass for new until then, or be later than now."""
+    daemon = StartingDaemon(tmp_path / "state.json", boot_id="another")
+    daemon.time.steady_s = 300.0
+    put(daemon.path, state({"A": record()}, updated_at=WALL_S + 3600))
+    daemon.restore()
+    (rate,) = daemon.book.rates()
+    assert rate.received_s <= 0
+
+
+def test_no_record_came_later_than_now(daemon: StartingDaemon) -> None:
+    """Whatever the file claims: it would be fresh until then, and kept for ever."""
+    put(daemon.path, state({"A": record(updatedAt=WALL_S + 1e6)}))
+    daemon.restore()
+    assert daemon.book.rates()[0].received_s == daemon.time.steady_s
+
+
+def test_a_record_ahead_of_binances_time_is_dropped(daemon: StartingDaemon) -> None:
+    """It would block its symbol until then."""
+    put(daemon.path, state({"A": record(), "AHEAD": record(eventTime=EVENT_MS + 23 * 3_600_000)}))
+    daemon.restore()
+    assert list(daemon.ages_s()) == ["A"]
+
+
+def test_a_pause_that_is_over_is_none(daemon: StartingDaemon) -> None:
+    """Nor is one that was never asked for."""
+    put(daemon.path, state(connection_status=status(paused_until=WALL_S + DOWN_S - 1)))
+    daemon.restore()
+    assert daemon.stream.status()["paused_until"] is None
+    assert daemon.rest.status()["paused_until"] is None
+
+
+def test_funding_intervals_are_taken_over_but_not_those_only_assumed(daemon: StartingDaemon) -> None:
+    """A symbol with 8 h is known to have them unless its record says otherwise."""
+    records = {
+        "FOUR": record(fundingIntervalHours=4),
+        "EIGHT": record(),
+        "NEW": record(fundingIntervalAssumed=True),
+    }
+    put(daemon.path, state(records))
+    daemon.restore()
+    assert daemon.rest.interval_hours == {"FOUR": 4}
+    assert daemon.rest.interval_known == {"FOUR", "EIGHT"}
+
+
+def test_gaps_the_day_and_the_comparison_go_on(daemon: StartingDaemon) -> None:
+    """As they were written; a restart as short as this one was watched too."""
+    quarter = {"start": WALL_S - WALL_S % 900, "observed": 60.0, "unplanned": 1, "planned": 0, "worst": 3.5}
+    content = state(gaps=[{"start": WALL_S - 100, "seconds": 12.0, "cause": "x"}], history=[quarter])
+    put(daemon.path, content)
+    daemon.restore()
+    assert daemon.gaps() == [(12.0, "x")]
+    (known,) = daemon.context.history.to_json(daemon.time.wall_s)["history"]
+    assert known.items() >= {**quarter, "observed": 60 + DOWN_S, "worst": 5.0}.items()
+    assert daemon.context.comparison.to_json() == content["comparison"]
+
+
+@pytest.mark.parametrize(("down_s", "gaps"), [(DOWN_S, []), (60.0, [(61.0, "not running")])])
+def test_a_time_without_a_daemon_is_a_gap(daemon: StartingDaemon, down_s: float, gaps: list[Any]) -> None:
+    """From the last data before it to the first after it; one of less than ten seconds is none."""
+    daemon.time.advance(down_s - DOWN_S)
+    put(daemon.path, state({"A": record(updatedAt=WALL_S)}))
+    daemon.restore()
+    daemon.time.advance(1)
+    daemon.merge_new_row("A")
+    assert daemon.gaps() == gaps
+
+
+def test_a_daemon_before_that_had_no_data_leaves_its_start(daemon: StartingDaemon) -> None:
+    """The market has been waiting since then."""
+    put(daemon.path, state({}, connection_status=status(daemon_start_time=WALL_S - 500)))
+    daemon.restore()
+    assert daemon.freshness.latest.oldest_s == STEADY_S - 500
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (None, []),
+        (b"junk", ['old state dropped cause="{path}: not valid JSON (Expecting value: line 1 column 1 (char 0))"']),
+        (json.dumps(state()).encode(), ["took over symbols=1 not_running_s=5"]),
+        (json.dumps(state({})).encode(), []),
+    ],
+    ids=["no file", "junk", "good", "empty"],
+)
+def test_one_line_says_what_was_taken_over(
+    daemon: StartingDaemon, caplog: pytest.LogCaptureFixture, content: bytes | None, lines: list[str]
+) -> None:
+    """A file that cannot be read is dropped with a warning; none is no news."""
+    caplog.set_level("INFO")
+    if content is not None:
+        put(daemon.path, content)
+    daemon.restore()
+    assert caplog.messages == [line.format(path=daemon.path) for line in lines]
+
+
+def test_a_file_that_says_nothing_leaves_all_as_it_is(daemon: StartingDaemon) -> None:
+    """Every default is one that can be taken over."""
+    put(daemon.path, {**EMPTY, "updated_at": WALL_S})
+    daemon.restore()
+    assert (daemon.book.rates(), daemon.gaps(), daemon.rest.interval_hours) == ([], [], {})
+    assert daemon.context.exchange_clock.offset_s is None
+
+
+def test_the_file_of_the_release_before_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Records, intervals, gaps, the day and the comparison: an upgrade costs nothing of them."""
+    caplog.set_level("INFO")
+    written: dict[str, Any] = json.loads(OLD_FILE.read_bytes())
+    daemon = StartingDaemon(OLD_FILE, boot_id=written["boot_id"])
+    daemon.time.wall_s, daemon.time.steady_s = written["updated_at"] + 3, written["boottime"] + 3
+    daemon.restore()
+    assert caplog.messages == ["took over symbols=18 not_running_s=3"]
+    assert daemon.gaps() == [(11.228, "not running")]
+    taken = {rate.symbol: rate for rate in daemon.book.rates()}
+    assert taken.keys() == written["funding_state"].keys()
+    for symbol, old in written["funding_state"].items():
+        rate, age_s = taken[symbol], written["updated_at"] + 3 - old["updatedAt"]
+        assert (rate.funding_rate, rate.mark_price, rate.source) == (
+            old["fundingRate"],
+            old["markPrice"],
+            old["source"],
+        )
+        assert daemon.time.steady_s - rate.received_s == pytest.approx(age_s, abs=0.001)
+    intervals = {symbol: old["fundingIntervalHours"] for symbol, old in written["funding_state"].items()}
+    assert daemon.rest.interval_hours == {symbol: hours for symbol, hours in intervals.items() if hours != 8}
+    assert daemon.context.comparison.to_json() == written["comparison"]
+    (quarter,) = daemon.context.history.to_json(daemon.time.wall_s)["history"]
+    assert (quarter["runs"], quarter["compared"], quarter["worst"]) == (7, 84, 11.228)
