@@ -2,9 +2,11 @@
 
 import argparse
 import contextlib
+import http.client
+import ipaddress
+import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,27 +16,27 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))
 
-from binance_funding.settings import EX_CONFIG, SettingsError, load  # noqa: E402 - the project is run from its folder
+# The project is run from its folder, not installed.
+from binance_funding.service import EX_UNAVAILABLE  # noqa: E402
+from binance_funding.settings import EX_CONFIG, SettingsError, load  # noqa: E402
 
-_DAEMON, _SERVER = _ROOT / "binance_funding_ws_daemon.py", _ROOT / "funding_api_server.py"
 _STOP_WITHIN_S = 5.0
-_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FIRST_DATA_WITHIN_S = 5.0
+_ROUND_S = 0.2
 
 
-def _start(command: list[str], output: int | None = None) -> subprocess.Popen[str]:
-    """Start a program in a session of its own: Ctrl-C reaches it through us, in order, and once."""
-    return subprocess.Popen(command, cwd=os.getcwd(), stdout=output, text=True, start_new_session=True)
+def _point_to(exchange: subprocess.Popen[str]) -> bool:
+    """Take over the addresses that the simulated exchange prints, as settings of the daemon. False if it ended instead.
 
-
-def _start_exchange() -> subprocess.Popen[str]:
-    """Start the simulated exchange, and point the daemon to it."""
-    os.environ["PYTHONPATH"] = str(_ROOT)
-    exchange = _start([sys.executable, "-m", "tests.exchange"], subprocess.PIPE)
+    Blocks until it does either. Why it ended, it has written to stderr.
+    """
     assert exchange.stdout is not None
     for _ in range(2):
         name, _, value = exchange.stdout.readline().strip().partition("=")
+        if not value:
+            return False
         os.environ[name] = value
-    return exchange
+    return True
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
@@ -44,34 +46,91 @@ def _stop(process: subprocess.Popen[str]) -> None:
         process.wait(_STOP_WITHIN_S)
     except subprocess.TimeoutExpired:
         process.kill()
+        process.wait()
 
 
-def _interrupt(_signum: int, _frame: object) -> None:
-    # Once is enough: a second one would leave programs behind that nobody stops.
-    for signum in _ENDING_SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-def _listens(host: str, port: int) -> bool:
+def _reachable(host: str) -> str:
+    """Return the address at which a server that listens on `host` can be asked from this machine."""
     try:
-        socket.create_connection((host, port), timeout=1).close()
-    except OSError:
-        return False
-    return True
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "::1"
+    return host
 
 
-def _watch(processes: list[subprocess.Popen[str]], host: str, port: int, hint: str) -> int:
-    """Wait for the end of any program; return its status. Give the hint as soon as somebody listens."""
-    while True:
+def _symbol_count(host: str, port: int) -> int | None:
+    """Ask the server how many symbols it knows; None where nobody answers."""
+    connection = http.client.HTTPConnection(host, port, timeout=1)
+    try:
+        connection.request("GET", "/funding/health")
+        count = json.load(connection.getresponse()).get("symbolCount")
+    except (OSError, http.client.HTTPException, ValueError, AttributeError):  # not listening, or somebody else's
+        return None
+    finally:
+        connection.close()
+    return count if isinstance(count, int) else 0
+
+
+class _Hint:
+    """The line that says how to ask the server. Given once: when there is data, or when that takes long."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host, self._port = _reachable(host), port
+        self._answers_since_s: float | None = None
+        # Before the server is started, so the answer would be somebody else's.
+        self._is_given = self._count() is not None
+
+    def _count(self) -> int | None:
+        return _symbol_count(self._host, self._port)
+
+    def give_when_due(self) -> None:
+        """Ask the server, and print the line if it is time."""
+        count = None if self._is_given else self._count()
+        if count is None:
+            return
+        now_s = time.monotonic()
+        self._answers_since_s = self._answers_since_s or now_s
+        if count or now_s - self._answers_since_s >= _FIRST_DATA_WITHIN_S:
+            name = f"[{self._host}]" if ":" in self._host else self._host
+            path = "/funding/BTCUSDT" if count else "/funding/health"
+            print(f"try: curl http://{name}:{self._port}{path}", file=sys.stderr)
+            self._is_given = True
+
+
+def _watch(processes: list[subprocess.Popen[str]], hint: _Hint, signals: list[int]) -> int:
+    """Give the hint, and wait for a signal or the end of any program; return 0, or the status of the one that ended."""
+    while not signals:
         for process in processes:
             status = process.poll()
             if status is not None:
                 return status
-        if hint and _listens(host, port):
-            print(hint, file=sys.stderr)
-            hint = ""
-        time.sleep(0.2)
+        hint.give_when_due()
+        time.sleep(_ROUND_S)
+    return 0
+
+
+def _run(hint: _Hint, signals: list[int], *, demo: bool) -> int:
+    """Start the programs, watch them, and stop them all, the last one first; return the exit status."""
+    processes: list[subprocess.Popen[str]] = []
+    with contextlib.ExitStack() as stack:
+
+        def start(arguments: list[str], output: int | None = None) -> subprocess.Popen[str]:
+            # In a session of its own: Ctrl-C reaches it through us, in order, and once.
+            command = [sys.executable, *arguments]
+            processes.append(subprocess.Popen(command, stdout=output, text=True, start_new_session=True))
+            stack.callback(_stop, processes[-1])
+            return processes[-1]
+
+        if demo:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            os.environ.update(PYTHONPATH=str(_ROOT), STATE_FILE=f"{folder}/funding_state.json")
+            if not _point_to(start(["-m", "tests.exchange"], subprocess.PIPE)):
+                return EX_UNAVAILABLE
+        start([str(_ROOT / "binance_funding_ws_daemon.py")])
+        start([str(_ROOT / "funding_api_server.py")])
+        return _watch(processes, hint, signals)
 
 
 def main() -> int:
@@ -84,26 +143,11 @@ def main() -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return EX_CONFIG
-    for signum in _ENDING_SIGNALS:
-        signal.signal(signum, _interrupt)
-    processes: list[subprocess.Popen[str]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            if demo:
-                processes.append(_start_exchange())
-                os.environ["STATE_FILE"] = f"{folder}/funding_state.json"
-            processes.append(_start([sys.executable, str(_DAEMON)]))
-            host, port = settings.api_host, settings.api_port
-            hint = f"try: curl http://{f'[{host}]' if ':' in host else host}:{port}/funding/BTCUSDT"
-            if _listens(host, port):
-                hint = ""  # somebody else does, as the server is about to say
-            processes.append(_start([sys.executable, str(_SERVER)]))
-            return _watch(processes, host, port, hint)
-        except KeyboardInterrupt:
-            return 0
-        finally:
-            for process in reversed(processes):
-                _stop(process)
+    signals: list[int] = []
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Only noted, however often: an exception in the wrong place would leave programs behind that nobody stops.
+        signal.signal(signum, lambda signum, _frame: signals.append(signum))
+    return _run(_Hint(settings.api_host, settings.api_port), signals, demo=demo)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,19 @@ check_python() {
         die "$python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"
 }
 
+copy_files() {
+    # The programs, and what their documentation refers to.
+    (
+        cd "$source"
+        find binance_funding docs bench/results.md -name __pycache__ -prune -o -type f \
+            -exec cp --parents -t "$release" {} +
+        cp binance_funding_ws_daemon.py funding_api_server.py ./*.service README.md requirements.txt .env.example \
+            "$release"
+    )
+    # However private the clone is.
+    chmod -R u=rwX,go=rX "$release"
+}
+
 build_release() {
     install -d "$prefix"
     exec 9<"$prefix"
@@ -45,16 +58,9 @@ build_release() {
     "$python" -m venv "$release/venv"
     "$release/venv/bin/python" -m pip install --quiet --no-cache-dir --disable-pip-version-check \
         -r "$source/requirements.txt"
-    install -d "$release/binance_funding"
-    install -m 0644 "$source"/binance_funding/*.py "$release/binance_funding"
-    install -m 0644 "$source/binance_funding_ws_daemon.py" "$source/funding_api_server.py" \
-        "$source/README.md" "$source/requirements.txt" "$source/.env.example" "$source"/*.service "$release"
-    # The README refers to these.
-    install -D -m 0644 -t "$release/bench" "$source/bench/results.md"
-    cp -r "$source/docs" "$release"
-    chmod -R a+rX "$release/docs"
+    copy_files
     # Compiled now, because the services cannot write here.
-    "$release/venv/bin/python" -m compileall -q "$release/binance_funding"
+    "$release/venv/bin/python" -m compileall -q "$release/binance_funding" || die "the programs do not compile"
     for program in binance_funding_ws_daemon.py funding_api_server.py; do
         (cd "$release" && venv/bin/python "$program" --help >/dev/null) || die "$program does not run"
     done

@@ -1,0 +1,169 @@
+"""`make run` and `make demo` as their user meets them: how to ask, and nothing left behind."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.programs import ROOT, free_port
+from tests.support.waiting import PATIENCE_S, eventually
+
+COMMAND = [sys.executable, str(ROOT / "packaging" / "foreground.py")]
+
+
+@contextlib.contextmanager
+def foreground(folder: Path, *arguments: str, **settings: object) -> Iterator[subprocess.Popen[str]]:
+    """Run both programs in a folder, with a pipe from their stderr; end them by SIGTERM."""
+    environment = {**os.environ, **{name: str(value) for name, value in settings.items()}}
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as programs:
+        try:
+            yield programs
+        finally:
+            programs.terminate()
+
+
+def hint(programs: subprocess.Popen[str]) -> str:
+    """Return the address in the line that says how to ask. Raises AssertionError if the programs end without it."""
+    assert programs.stderr is not None
+    lines: list[str] = []
+    for line in programs.stderr:
+        found = re.fullmatch(r"try: curl (http://\S+)", line.rstrip())
+        if found:
+            return found[1]
+        lines.append(line)
+    raise AssertionError("".join(lines))
+
+
+def ask(address: str) -> int:
+    """Get an address; return the status of the answer."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(address, timeout=PATIENCE_S) as response:
+            status: int = response.status
+            return status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def has_ipv6() -> bool:
+    """Whether this machine has an IPv6 loopback address."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+def run(folder: Path, **settings: object) -> subprocess.CompletedProcess[str]:
+    """Run the demo in a folder to its own end."""
+    return subprocess.run(
+        [*COMMAND, "--demo"],
+        cwd=folder,
+        env={**os.environ, **{name: str(value) for name, value in settings.items()}},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+
+
+def _alive(marker: str) -> list[int]:
+    """Return the other processes in whose environment the marker stands."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if marker.encode() in environment.read_bytes():
+                found.append(int(environment.parent.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [
+        pytest.param([signal.SIGINT], id="Ctrl-C"),
+        pytest.param([signal.SIGINT, signal.SIGINT], id="Ctrl-C twice"),
+        pytest.param([signal.SIGTERM], id="SIGTERM"),
+        pytest.param([signal.SIGHUP], id="closed terminal"),
+    ],
+)
+def test_demo_answers_and_leaves_nothing_behind(tmp_path: Path, signals: list[signal.Signals]) -> None:
+    """It says how to ask as soon as there is data; all three programs end with it, however it is ended."""
+    marker, port = f"DEMO_TEST={tmp_path}", free_port()
+    with foreground(tmp_path, "--demo", API_PORT=port, DEMO_TEST=tmp_path) as demo:
+        address = hint(demo)
+        assert address == f"http://127.0.0.1:{port}/funding/BTCUSDT"
+        assert ask(address) == 200
+        assert len(_alive(marker)) == 4
+        for signum in signals:
+            demo.send_signal(signum)
+            time.sleep(0.1)
+        assert demo.wait(PATIENCE_S) == 0
+    eventually(lambda: not _alive(marker), "all programs gone")
+
+
+@pytest.mark.parametrize(
+    ("host", "reachable"),
+    [
+        ("0.0.0.0", "127.0.0.1"),
+        pytest.param("::", "[::1]", marks=pytest.mark.skipif(not has_ipv6(), reason="NOT TESTED, no IPv6 here")),
+    ],
+)
+def test_the_hint_names_an_address_that_can_be_asked(tmp_path: Path, host: str, reachable: str) -> None:
+    """Listening on every address of the machine, the server is asked on the loopback address."""
+    port = free_port()
+    with foreground(tmp_path, "--demo", API_PORT=port, API_HOST=host) as demo:
+        address = hint(demo)
+        assert address == f"http://{reachable}:{port}/funding/BTCUSDT"
+        assert ask(address) == 200
+
+
+def test_where_there_is_no_data_the_hint_names_health(tmp_path: Path) -> None:
+    """Without Binance no symbol is known; health says so."""
+    nowhere = f"127.0.0.1:{free_port()}"
+    addresses = {"BINANCE_WS_URLS": f"ws://{nowhere}/stream", "BINANCE_REST_URL": f"http://{nowhere}"}
+    with foreground(tmp_path, API_PORT=free_port(), **addresses) as programs:
+        address = hint(programs)
+        assert address.endswith("/funding/health")
+        assert ask(address) == 503
+
+
+def test_nobody_is_sent_to_somebody_elses_server(tmp_path: Path) -> None:
+    """Where the port is taken, the server says so, and there is no hint how to ask it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        demo = run(tmp_path, API_PORT=taken.getsockname()[1])
+    assert demo.returncode == 69
+    assert "address already in use" in demo.stderr
+    assert "curl" not in demo.stderr
+
+
+def test_a_wrong_setting_is_reported_once(tmp_path: Path) -> None:
+    """Nothing is started, and nothing is said twice."""
+    demo = run(tmp_path, API_PORT="nonsense")
+    assert demo.returncode == 78
+    assert len(demo.stderr.splitlines()) == 1
+
+
+def test_a_demo_without_its_exchange_does_not_ask_binance(tmp_path: Path) -> None:
+    """Where the simulated exchange cannot start, no daemon is started that would know the real addresses only."""
+    (tmp_path / "websockets.py").write_text("raise ImportError('no such library here')\n")
+    demo = run(tmp_path, API_PORT=free_port())
+    assert demo.returncode == 69
+    assert "no such library here" in demo.stderr
+    assert "starting" not in demo.stderr

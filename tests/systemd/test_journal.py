@@ -1,0 +1,37 @@
+"""What `journalctl` shows."""
+
+import re
+
+from tests.support.installed import DAEMON, SERVER, Service
+from tests.support.waiting import eventually
+
+
+def test_no_warning_in_a_quiet_run(service: Service) -> None:
+    """`journalctl -p warning` is empty after start, work, restart and stop."""
+    service.systemctl("start")
+    service.wait_until_healthy()
+    eventually(lambda: service.state()["comparison"]["totals"]["runs"] >= 2, "two comparisons with REST")
+    service.systemctl("restart")
+    service.wait_until_healthy()
+    service.systemctl("stop")
+    assert service.journal(DAEMON, "-p", "warning") == []
+    assert service.journal(SERVER, "-p", "warning") == []
+    assert any(line.startswith("connected ") for line in service.journal(DAEMON, "-p", "info"))
+
+
+def test_warnings_of_a_rough_run_are_its_losses(service: Service) -> None:
+    """`journalctl -p warning` holds one line for each lost connection and nothing else."""
+    service.systemctl("start")
+    service.wait_until_healthy()
+
+    def connected() -> int:
+        return sum(line.startswith("connected ") for line in service.journal())
+
+    eventually(lambda: connected() == 2, "both connections")
+    service.exchange.reset()
+    eventually(lambda: connected() == 4, "two new ones")
+    service.systemctl("stop")
+    warnings = service.journal(DAEMON, "-p", "warning")
+    assert all(line.startswith("lost ") and 'cause="connection reset by peer"' in line for line in warnings), warnings
+    assert {found for line in warnings for found in re.findall(r" conn=(\d+) ", line)} == {"1", "2"}
+    assert len(warnings) == 2

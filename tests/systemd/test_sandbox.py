@@ -1,0 +1,147 @@
+"""What the units allow the programs to do, seen from inside and from outside."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tests.support.installed import DAEMON, PREFIX, PYTHON, SERVER, STATE_DIRECTORY, Service
+
+PROBE = """
+import ctypes, json, mmap, os, socket, stat, subprocess, sys
+
+def walk(top):
+    for directory, names, files in os.walk(top):
+        if directory == "/":
+            names[:] = set(names) - {"proc", "sys"}
+        yield directory, files
+
+def can(action):
+    try:
+        action()
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return True
+
+def creates(directory):
+    path = os.path.join(directory, ".probe")
+    if can(lambda: os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))):
+        os.unlink(path)
+        return True
+
+def writes(path):
+    return os.access(path, os.W_OK) and stat.S_ISREG(os.lstat(path).st_mode)
+
+writable = []
+for directory, files in walk("/"):
+    if creates(directory):
+        writable.append(directory)
+    writable += [path for path in (os.path.join(directory, name) for name in files) if writes(path)]
+
+def run_own_program():
+    path = os.path.join(os.environ.get("RUNTIME_DIRECTORY", "/tmp"), "program")
+    with open(path, "w") as file:
+        file.write("#!/bin/sh\\n")
+    os.chmod(path, 0o755)
+    try:
+        subprocess.run([path], check=True)
+    finally:
+        os.unlink(path)
+
+def unshare_user():
+    if ctypes.CDLL(None).unshare(0x10000000) != 0:
+        raise OSError
+
+def become_root():
+    command = ["/usr/local/bin/rooted", "-c", "import os; assert os.geteuid() == 0"]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+
+def opened(path):
+    with open(path) as file:
+        file.read(1)
+
+def other_processes():
+    return [pid for pid in os.listdir("/proc") if pid.isdigit() and int(pid) != os.getpid()]
+
+status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+print("probe", json.dumps({
+    "writable": writable,
+    "uid": os.getuid(),
+    "capabilities": sum(int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")),
+    "reads_home": can(lambda: opened("/home/probe/notes")) or can(lambda: opened("/root/notes")),
+    "becomes_root": can(become_root),
+    "new_namespace": can(unshare_user),
+    "runs_own_program": can(run_own_program),
+    "writable_code": can(lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC)),
+    "packet_socket": can(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)),
+    "netlink_socket": can(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)),
+    "other_processes": other_processes(),
+    "boot_id": open("/proc/sys/kernel/random/boot_id").read().strip(),
+}), file=sys.stderr)
+"""
+
+
+def _probe(service: Service, unit: str) -> dict[str, Any]:
+    """What a program can do from inside a unit's sandbox."""
+    service.write(f"{PREFIX}/probe.py", PROBE)
+    service.drop_in(unit, f"ExecStartPre={PYTHON} {PREFIX}/probe.py")
+    service.run(
+        "sh",
+        "-c",
+        # Open to everybody but for the sandbox.
+        "mkdir -p /home/probe /srv/open && chmod 0755 /home/probe && chmod 0777 /srv/open && "
+        "touch /srv/open/file /home/probe/notes /root/notes && chmod 0666 /srv/open/file /home/probe/notes && "
+        "cp /usr/bin/python3 /usr/local/bin/rooted && chmod 4755 /usr/local/bin/rooted",
+    )
+    service.systemctl("start", unit)
+    (line,) = [line for line in service.journal(unit) if line.startswith("probe ")]
+    findings: dict[str, Any] = json.loads(line.removeprefix("probe "))
+    return findings
+
+
+@pytest.mark.parametrize("unit", [DAEMON, SERVER])
+def test_sandbox_leaves_no_way_out(service: Service, unit: str) -> None:
+    """From inside: nothing can be written but the daemon's own directory, nothing read under /home, no right gained."""
+    findings = _probe(service, unit)
+    assert [path for path in findings["writable"] if not path.startswith(STATE_DIRECTORY)] == []
+    assert bool(findings["writable"]) == (unit == DAEMON)
+    assert findings["uid"] != 0
+    assert findings["capabilities"] == 0
+    assert findings["other_processes"] == []
+    for what in (
+        *("reads_home", "becomes_root", "new_namespace", "runs_own_program"),
+        *("writable_code", "packet_socket", "netlink_socket"),
+    ):
+        assert findings[what] is False, what
+    assert findings["boot_id"] == service.state()["boot_id"] if unit == DAEMON else findings["boot_id"]
+
+
+def test_server_answers_this_host_only_unless_a_drop_in_says_otherwise(service: Service) -> None:
+    """Bound to every address, the server still answers other hosts only where IPAddressAllow= names them."""
+    outside = "192.0.2.1"
+    service.run("ip", "address", "replace", f"{outside}/32", "dev", "lo")
+    service.configure(API_HOST="0.0.0.0")
+    service.systemctl("start")
+    service.wait_until_healthy()
+    with pytest.raises(OSError, match="timed out"):
+        service.get("/", host=outside)
+    service.drop_in(SERVER, f"IPAddressAllow={outside}")
+    service.systemctl("restart")
+    service.wait_until_healthy()
+    assert service.get("/", host=outside)[0] == 200
+
+
+@pytest.mark.parametrize(("unit", "limit"), [(DAEMON, 1.1), (SERVER, 1.0)])
+def test_exposure_level(service: Service, unit: str, limit: float) -> None:
+    """`systemd-analyze security` finds next to nothing that could still be taken away."""
+    answer = service.run("systemd-analyze", "security", "--no-pager", f"{unit}.service").stdout
+    found = re.search(rf"Overall exposure level for {unit}.service: ([\d.]+)", answer)
+    assert found, answer
+    assert float(found[1]) <= limit
+
+
+def test_units_are_flawless(service: Service) -> None:
+    """`systemd-analyze verify` has nothing to say."""
+    units = [f"/etc/systemd/system/{unit}.service" for unit in (DAEMON, SERVER)]
+    assert service.run("systemd-analyze", "verify", *units).stdout == ""

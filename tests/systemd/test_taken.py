@@ -1,0 +1,135 @@
+"""A port or a state file that somebody else holds: waited for, without a line a second and without restarts."""
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.installed import DAEMON, PREFIX, PYTHON, SERVER, SETTINGS_FILE, STATE_DIRECTORY, STATE_FILE, Service
+from tests.support.waiting import eventually
+
+PORT_TAKEN = "cannot listen on 127.0.0.1:8888: address already in use"
+
+
+@contextlib.contextmanager
+def taken_port(service: Service) -> Iterator[None]:
+    """Within the block, somebody else listens where the server should."""
+    with service.machine.network():
+        listener = socket.create_server(("127.0.0.1", 8888))
+    with listener:
+        yield
+
+
+@contextlib.contextmanager
+def other_daemon(service: Service) -> Iterator[int]:
+    """Within the block, a daemon that was started some other way writes the same state file. Yields its pid."""
+    service.run(
+        *("systemd-run", "--quiet", "--unit=other-daemon", "--property=User=binance-funding"),
+        *("--property=RuntimeDirectory=binance-funding", "--property=RuntimeDirectoryPreserve=yes"),
+        *(f"--property=EnvironmentFile={SETTINGS_FILE}", f"--setenv=STATE_FILE={STATE_FILE}"),
+        *(PYTHON, f"{PREFIX}/current/binance_funding_ws_daemon.py"),
+    )
+    try:
+        eventually(lambda: service.machine.path(STATE_FILE).exists(), "the other daemon to write")
+        yield service.pid("other-daemon")
+    finally:
+        service.run("systemctl", "stop", "other-daemon", check=False)
+        service.run("systemctl", "reset-failed", "other-daemon", check=False)
+
+
+def wait_until_it_waits(service: Service, unit: str, reason: str) -> None:
+    """Wait for the Status line to give this reason; then for longer than the start may take, in which nothing happens.
+
+    The unit's TimeoutStartSec is to be 2 s.
+    """
+    eventually(lambda: reason in service.show(unit, "StatusText"), f"{unit} to wait")
+    pid = service.pid(unit)
+    time.sleep(4)
+    assert (service.show(unit, "ActiveState"), service.pid(unit)) == ("activating", pid)
+
+
+def warnings(service: Service, unit: str) -> list[str]:
+    """Return what `journalctl -p warning` shows of a unit, systemd's own lines among it."""
+    return service.journal(unit, "-p", "warning")
+
+
+def test_server_waits_for_its_port(service: Service) -> None:
+    """It says so once, is not restarted however long it takes, and serves as soon as the port is free."""
+    service.drop_in(SERVER, "TimeoutStartSec=2")
+    with taken_port(service):
+        service.systemctl("start")
+        wait_until_it_waits(service, SERVER, PORT_TAKEN)
+        assert service.show(DAEMON, "ActiveState") == "active"
+    service.wait_until_healthy()
+    (line,) = warnings(service, SERVER)
+    assert PORT_TAKEN in line
+    assert "change API_PORT" in line
+    assert service.show(SERVER, "NRestarts") == "0"
+
+
+def test_daemon_waits_for_its_file(service: Service) -> None:
+    """It names the pid of the daemon that writes the file, once, and takes over when that one has ended."""
+    service.drop_in(DAEMON, "TimeoutStartSec=2")
+    with other_daemon(service) as other_pid:
+        service.systemctl("start", DAEMON, "--no-block")
+        wait_until_it_waits(service, DAEMON, f"already written by the daemon with pid {other_pid}")
+        assert service.state()["daemon_pid"] == other_pid
+    service.wait_until_healthy()
+    assert service.state()["daemon_pid"] == service.pid(DAEMON)
+    (line,) = warnings(service, DAEMON)
+    assert f"pid {other_pid}" in line
+    assert service.show(DAEMON, "NRestarts") == "0"
+
+
+def test_daemon_waits_until_its_file_can_be_written(service: Service) -> None:
+    """A fault of the directory, found after the lock was taken, is waited out as well, and is not laid to a daemon."""
+    obstacle = f"{STATE_FILE}.tmp"
+    service.run("install", "-d", "-o", "binance-funding", STATE_DIRECTORY, f"{obstacle}/kept")
+    try:
+        service.systemctl("start", DAEMON, "--no-block")
+        eventually(lambda: "cannot be written" in service.show(DAEMON, "StatusText"), "the daemon to wait")
+        time.sleep(2)  # it tries again every second
+    finally:
+        service.run("rm", "-r", obstacle)
+    service.wait_until_healthy()
+    (line,) = warnings(service, DAEMON)
+    assert f"STATE_FILE={STATE_FILE} cannot be written" in line
+    assert service.show(DAEMON, "NRestarts") == "0"
+
+
+def test_server_that_waits_stops_within_3_s(service: Service) -> None:
+    """`systemctl stop` of the one name ends a server in its wait, of its own accord and with status 0."""
+    with taken_port(service):
+        service.systemctl("start")
+        eventually(lambda: PORT_TAKEN in service.show(SERVER, "StatusText"), "the server to wait")
+        assert service.systemctl("stop") < 3
+    for unit in (DAEMON, SERVER):
+        assert (service.pid(unit), service.show(unit, "Result")) == (0, "success")
+
+
+def test_daemon_that_waits_stops_within_3_s(service: Service) -> None:
+    """`systemctl stop` ends it in its wait, of its own accord and with status 0; the other one goes on."""
+    with other_daemon(service) as other_pid:
+        service.systemctl("start", DAEMON, "--no-block")
+        eventually(lambda: "already written" in service.show(DAEMON, "StatusText"), "the daemon to wait")
+        assert service.systemctl("stop") < 3
+        assert (service.pid(DAEMON), service.show(DAEMON, "Result")) == (0, "success")
+        assert service.pid("other-daemon") == other_pid
+
+
+@pytest.mark.parametrize("unit", [DAEMON, SERVER])
+def test_restart_of_a_crashed_program_waits_as_well(service: Service, unit: str) -> None:
+    """Where port or file were taken before systemd restarted the program, it waits as at the first start."""
+    service.drop_in(unit, "RestartSec=3")
+    service.systemctl("start")
+    service.wait_until_healthy()
+    service.run("kill", "-KILL", str(service.pid(unit)))
+    eventually(lambda: service.pid(unit) == 0, "its end")
+    reason = PORT_TAKEN if unit == SERVER else "already written"
+    with taken_port(service) if unit == SERVER else other_daemon(service):
+        eventually(lambda: reason in service.show(unit, "StatusText"), f"{unit} to wait")
+        restarts = service.show(unit, "NRestarts")
+    service.wait_until_healthy()
+    assert service.show(unit, "NRestarts") == restarts == "1"
