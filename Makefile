@@ -1,56 +1,78 @@
-# make run    daemon and server against Binance, in the foreground; Ctrl-C ends both
-# make demo   the same against a simulated exchange: needs nothing outside this machine
-# make test   lint, types, tests
-# make soak   a whole day of faults in 24 minutes; make bench   what it all costs: bench/results.md
-# make install, make uninstall (as root): the systemd service
+# `make` alone lists the targets. PYTHON=... chooses another interpreter, which gets a virtual environment of its own.
 
 PYTHON ?= python3
+ifeq ($(origin PYTHON), file)
 VENV := .venv
+else
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV := .venv-$(or $(VERSION),$(error PYTHON=$(PYTHON) does not run))
+endif
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -o cache_dir=$(VENV)/pytest-cache
 PROGRAMS := binance_funding_ws_daemon.py funding_api_server.py
 CODE := $(PROGRAMS) binance_funding packaging tests bench docs
 
-.PHONY: run demo test check format soak bench clean
+.DEFAULT_GOAL := help
+.PHONY: help run demo check test test-all format docs soak bench clean
 
-run: $(VENV)/run.stamp
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/run.stamp ## daemon and server against Binance, in the foreground; Ctrl-C ends both
 	@$(BIN)/python packaging/foreground.py
 
-demo: $(VENV)/test.stamp
+demo: $(VENV)/demo.stamp ## the same against a simulated exchange; needs no network
 	@$(BIN)/python packaging/foreground.py --demo
 
-# Most tests wait rather than work, so several run at once; those that boot a systemd have the machine to themselves.
-test: check
-	$(BIN)/python -m pytest -n 4 --dist loadfile --ignore tests/test_systemd.py
-	$(BIN)/python -m pytest tests/test_systemd.py
-
-check: $(VENV)/test.stamp
+check: $(VENV)/test.stamp ## lint, types, unit and simulated tests: under a minute
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
-	$(BIN)/mypy
-	$(BIN)/vermin --quiet --no-tips --target=3.10- --violations $(PROGRAMS) binance_funding
+	$(BIN)/mypy --cache-dir=$(VENV)/mypy-cache
+	$(BIN)/vermin --quiet --no-tips --target=3.10- --violations $(PROGRAMS) binance_funding packaging
+	$(PYTEST) -n 2 tests/unit tests/simulated
 
-format: $(VENV)/test.stamp
+# Most tests with real programs wait rather than work, so more of them run at once than there are cores. Those that put
+# the machine under load, and those that boot a systemd, have it to themselves.
+test: check ## everything: check, then the tests with real programs and with a booted systemd
+	$(PYTEST) -n 4 --dist loadfile -m "not alone" tests/programs
+	$(PYTEST) -m alone tests/programs
+	$(PYTEST) tests/systemd
+
+test-all: ## check with every Python from 3.10 on that is found in PATH or installed by pyenv
+	@set -e; pythons=$$($(PYTHON) tests/support/pythons.py); \
+	for python in $$pythons; do echo "== make check PYTHON=$$python"; $(MAKE) --no-print-directory check PYTHON="$$python"; done; \
+	echo "== make check passed with:"; for python in $$pythons; do "$$python" --version; done
+
+format: $(VENV)/test.stamp ## format the code and mend what the linter can mend
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-soak: $(VENV)/test.stamp
+docs: $(VENV)/test.stamp ## write the tables of docs/state-file.md from the schema
+	$(BIN)/python -m tests.support.field_tables
+
+soak: $(VENV)/test.stamp ## a day of faults in 24 minutes
 	$(BIN)/python -m tests.soak
 
-bench: $(VENV)/test.stamp
+bench: $(VENV)/test.stamp ## what it costs, measured on this machine: writes bench/results.md
 	$(BIN)/python -m bench
+
+clean: ## remove virtual environments and caches
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/run.stamp: requirements.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
 	  { echo "no virtual environment: on Debian and Ubuntu, apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/test.stamp: $(VENV)/run.stamp tests/requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+$(VENV)/demo.stamp: $(VENV)/run.stamp tests/exchange/requirements.txt
+	$(PIP) -r tests/exchange/requirements.txt
 	@touch $@
 
-clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -prune -exec rm -rf {} +
+$(VENV)/test.stamp: $(VENV)/demo.stamp tests/requirements.txt
+	$(PIP) -r tests/requirements.txt
+	@touch $@
 
 include install.mk
