@@ -49,7 +49,7 @@ class _Client:
     closes: bool = False  # when all is sent
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class HttpServer:
     """Serves what handler answers to the connections of a listening socket, which it owns, until stopped.
 

@@ -45,11 +45,11 @@ def accept(listener: socket.socket) -> socket.socket | None:
 def raise_file_limit(max_connections: int) -> int:
     """Raise this process's limit of open files so that max_connections fit, as far as its hard limit allows.
 
-    Returns how many of them do fit.
+    Returns how many of them do fit; with so few files that the spare ones are not to be had, a quarter of the limit.
     """
     needed = max_connections + SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # both finite on Linux
     if soft < needed:
         soft = min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(0, min(max_connections, soft - SPARE_FILES))
+    return min(max_connections, max(soft - SPARE_FILES, soft // 4))

@@ -1,0 +1,280 @@
+"""The HTTP server over real sockets: every wait has an end, every number a limit, and who waits longest gives way."""
+
+import contextlib
+import json
+import select
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from binance_funding.server.limits import Limits
+from tests.support.clock import SimulatedClock
+from tests.support.http_client import GET, HALF_A_REQUEST, Client, assert_gone, assert_refused, by_path, echo, running
+from tests.support.waiting import PATIENCE_S, eventually
+
+FOREVER_S = 1e6
+
+
+def test_an_idle_connection_is_closed_silently() -> None:
+    """After idle_s, and not before; whether it has asked something or nothing yet."""
+    with running(echo, limits=Limits(idle_s=0.3)) as server:
+        for asks in (False, True):
+            with Client(server.address) as client:
+                if asks:
+                    client.get()
+                before_s = time.monotonic()
+                assert client.rest() == b""
+                assert time.monotonic() - before_s > 0.25
+
+
+def test_a_connection_is_idle_since_its_last_answer() -> None:
+    """Each answer gives it another idle_s."""
+    host = SimulatedClock()
+    with (
+        running(echo, steady_s=host.clock.steady_s, limits=Limits(idle_s=30)) as server,
+        Client(server.address) as client,
+        Client(server.address) as other,
+    ):
+        for _ in range(5):
+            host.advance(20)
+            assert client.get().status == 200
+        host.advance(31)
+        with Client(server.address) as newcomer:
+            assert newcomer.get().status == 200  # that wakes the server, whose clock is not the host's
+        assert client.rest() == other.rest() == b""
+
+
+def test_half_a_request_gets_408() -> None:
+    """After request_s, counted from its first byte, however many follow."""
+    with running(echo, limits=Limits(request_s=0.3)) as server, Client(server.address) as client:
+        client.get()
+        client.send(b"GET / HTTP/1.1\r\nA: ")
+
+        def is_answered() -> bool:
+            client.send(b"a")
+            return bool(select.select([client.sock], [], [], 0)[0])
+
+        eventually(is_answered, "half a request is answered")
+        reply = client.reply()
+        assert (reply.status, reply.closes) == (408, True)
+        assert client.rest() == b""
+
+
+def test_the_time_of_a_pipelined_request_begins_with_its_own_first_byte() -> None:
+    """Not with that of the request before it."""
+    host = SimulatedClock()
+    with (
+        running(echo, steady_s=host.clock.steady_s, limits=Limits(request_s=10)) as server,
+        Client(server.address) as client,
+        Client(server.address) as other,
+    ):
+        client.send(HALF_A_REQUEST)
+        other.get()
+        host.advance(9)
+        client.send(b"Host: x\r\n\r\n" + HALF_A_REQUEST)
+        assert client.reply().status == 200
+        other.get()
+        host.advance(9)
+        client.send(b"Host: x\r\n\r\n")
+        assert client.reply().status == 200
+
+
+def test_a_client_that_does_not_take_its_answer_is_reset() -> None:
+    """After write_s, even if it takes a little now and then."""
+    limits = Limits(write_s=0.5)
+    with running(by_path, limits=limits) as server, Client(server.address, receive_buffer=4096) as client:
+        client.send(b"GET /huge HTTP/1.1\r\nHost: x\r\n\r\n")
+        poll = select.poll()
+        poll.register(client.sock, 0)
+
+        def is_reset() -> bool:
+            return bool(poll.poll(0)) or not client.sock.recv(100)
+
+        eventually(is_reset, "a slow reader is reset")
+        with pytest.raises(ConnectionResetError):
+            client.rest()
+
+
+def test_a_client_that_vanishes_ends_only_its_own_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """Reset in the middle of a request or of an answer: nothing is logged, others are served."""
+    with running(by_path) as server:
+        for payload in (b"GET / HTT", b"GET /huge HTTP/1.1\r\nHost: x\r\n\r\n", b"\0"):
+            with Client(server.address) as client:
+                client.send(payload)
+                if payload.startswith(b"GET /huge"):
+                    client.sock.recv(1000)
+                client.reset()
+        with Client(server.address) as client:
+            assert client.get("/x").body == b"/x"
+    assert not caplog.records
+
+
+def test_a_refused_client_can_read_the_answer_while_it_sends_on() -> None:
+    """What it still sends is read and dropped, so that no reset destroys the answer on its way."""
+    with running(echo) as server, Client(server.address) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n" + b"a" * 100_000)
+        client.send(b"a" * 100_000)
+        assert client.reply().status == 405
+        assert client.rest() == b""
+
+
+def test_a_refused_client_is_not_read_for_ever() -> None:
+    """Beyond closing_s the connection is closed for good."""
+    with running(echo, limits=Limits(closing_s=0.1)) as server, Client(server.address) as client:
+        assert_refused(client, b"\0", 400)
+        assert_gone(client)
+
+
+def test_closing_connections_are_bounded() -> None:
+    """Where too many clients do not close, the one refused first is closed for good."""
+    limits = Limits(closing_connections=2, closing_s=FOREVER_S)
+    with running(echo, limits=limits) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(server.address)) for _ in range(3)]
+        for client in clients:
+            assert_refused(client, b"\0", 400)
+        assert_gone(clients[0])
+        for client in clients[1:]:
+            for _ in range(3):
+                client.send(b"a")
+
+
+def test_when_full_the_connection_idle_longest_gives_way() -> None:
+    """Idle since its last answer, not since it came; half a request does not give way while one is idle."""
+    with running(echo, max_connections=4) as server, contextlib.ExitStack() as stack:
+        half, first, second, third = (stack.enter_context(Client(server.address)) for _ in range(4))
+        half.send(HALF_A_REQUEST)
+        for client in (first, second, third, first):
+            assert client.get().status == 200
+        fourth = stack.enter_context(Client(server.address))
+        assert fourth.get().status == 200
+        assert second.rest() == b""
+        half.send(b"Host: x\r\n\r\n")
+        assert half.reply().status == 200
+        for client in (first, third, fourth):
+            assert client.get().status == 200
+
+
+def test_when_full_and_nobody_idle_the_oldest_incomplete_request_gives_way() -> None:
+    """Whose first byte came first, or who was accepted first and has asked nothing; the others are still answered."""
+    with running(echo, max_connections=3) as server, contextlib.ExitStack() as stack:
+        silent, first, second = (stack.enter_context(Client(server.address)) for _ in range(3))
+        for client in (first, second):
+            client.get()  # they come one after the other
+            client.send(HALF_A_REQUEST)
+        newcomers = []
+        for displaced in (silent, first):
+            newcomers.append(stack.enter_context(Client(server.address)))
+            newcomers[-1].send(HALF_A_REQUEST)
+            assert displaced.rest() == b""
+        for client in (second, *newcomers):
+            client.send(b"Host: x\r\n\r\n")
+            assert client.reply().status == 200
+
+
+def half_request(address: tuple[str, int]) -> Client:
+    """Return a client that has begun to ask, and does not wait for anything."""
+    client = Client(address)
+    client.sock.setblocking(False)
+    client.send(HALF_A_REQUEST[:1])
+    return client
+
+
+def has_ended(client: Client) -> bool:
+    """Tell whether the server has hung up, or said that it is about to."""
+    try:
+        return client.sock.recv(1) is not None
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def renew_half_requests(address: tuple[str, int], clients: int, stop: threading.Event) -> int:
+    """Keep so many half requests going until stop; return how many were renewed."""
+    renewed = 0
+    crowd = [half_request(address) for _ in range(clients)]
+    while not stop.is_set():
+        for number, client in enumerate(crowd):
+            if has_ended(client):
+                client.sock.close()
+                crowd[number] = half_request(address)
+                renewed += 1
+    for client in crowd:
+        client.sock.close()
+    return renewed
+
+
+def test_a_crowd_of_half_requests_keeps_nobody_out() -> None:
+    """More of them than there is room for, renewed as soon as they are displaced, beside one who asks."""
+    stop = threading.Event()
+    with running(echo, max_connections=500) as server, ThreadPoolExecutor(1, "rude-crowd") as pool:
+        rude = pool.submit(renew_half_requests, server.address, 550, stop)
+        try:
+            end_s = time.monotonic() + 2
+            while time.monotonic() < end_s:
+                with Client(server.address) as polite:
+                    assert polite.get().status == 200
+        finally:
+            stop.set()
+        assert rude.result() > 500
+
+
+def busy_client(address: tuple[str, int]) -> Client:
+    """Return a client that takes but a little of a huge answer."""
+    client = Client(address, receive_buffer=4096)
+    client.send(b"GET /huge HTTP/1.1\r\nHost: x\r\n\r\n")
+    client.received += client.sock.recv(100)
+    return client
+
+
+def test_when_all_are_being_answered_a_new_client_gets_503_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Before it has asked anything, with Retry-After; said once, and once more when there is room again."""
+    caplog.set_level("INFO")
+    with running(by_path, max_connections=2) as server, contextlib.ExitStack() as stack:
+        busy = [stack.enter_context(busy_client(server.address)) for _ in range(2)]
+        for number in range(3):
+            with Client(server.address) as newcomer:
+                if number:
+                    newcomer.send(GET)
+                reply = newcomer.reply()
+                assert (reply.status, reply.headers["retry-after"], reply.closes) == (503, "1", True)
+                assert "error" in json.loads(reply.body)
+                assert newcomer.rest() == b""
+        for client in busy:
+            client.reset()
+
+        def is_served() -> bool:
+            with Client(server.address) as newcomer:
+                return newcomer.get().status == 200
+
+        eventually(is_served, "there is room again")
+    events = [record.getMessage().partition("=")[0] for record in caplog.records]
+    assert events == ["full connections", "accepting again after_s"]
+
+
+def wakeups(calls: list[None]) -> Callable[[], None]:
+    """Return a cache_version, called after each wake-up, that counts its calls."""
+    return lambda: calls.append(None)
+
+
+def test_the_loop_sleeps_when_nobody_is_there() -> None:
+    """No time limit wakes it without a connection; with one it sleeps until that one's time is over."""
+    calls: list[None] = []
+    with running(echo, cache_version=wakeups(calls), limits=Limits(idle_s=0.05)) as server:
+        with Client(server.address) as client:
+            client.get()
+            assert client.rest() == b""
+        asleep = len(calls)
+        time.sleep(0.5)  # that nothing happens in this time is what is tested
+        assert len(calls) == asleep < 10
+
+
+def test_the_watchdog_is_told_while_nobody_asks() -> None:
+    """Without a single request or connection, on_alive is called again and again."""
+    calls = threading.Semaphore(0)
+    with running(echo, on_alive=calls.release, alive_every_s=0.05):
+        for _ in range(5):
+            assert calls.acquire(timeout=PATIENCE_S)
