@@ -8,9 +8,10 @@ from tests.support.programs import Daemon
 TICK_S = 0.25
 
 
-def small_exchange() -> Exchange:
+def small_exchange(clock_offset_s: float = 0.0) -> Exchange:
     """Return an exchange of few symbols that ticks four times a second: what matters is what happens to it."""
-    return Exchange(Market(usd_m=20, tradfi=5, coin_m=2, fundless=2), tick_s=TICK_S)
+    market = Market(usd_m=20, tradfi=5, coin_m=2, fundless=2)
+    return Exchange(market, tick_s=TICK_S, clock_offset_s=clock_offset_s)
 
 
 def logs_calmly(daemon: Daemon, most_lines: int = 20) -> None:

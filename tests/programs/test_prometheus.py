@@ -3,8 +3,6 @@
 The tools come with the Debian package prometheus. Without them these tests are skipped; in CI they must be there.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -20,10 +18,12 @@ from typing import Any
 
 import pytest
 
-from binance_funding import metrics
+from binance_funding.server import metrics
+from binance_funding.state_file import EMPTY
 from tests.exchange import Exchange, Market
-from tests.fakes import UNKNOWN, record, state, status
-from tests.programs import PATIENCE_S, ROOT, Daemon, Server, eventually, free_port
+from tests.support.programs import ROOT, Daemon, Server, free_port
+from tests.support.samples import record, state, status
+from tests.support.waiting import PATIENCE_S, eventually
 
 FOLDER = ROOT / "docs" / "prometheus"
 ALERTS, ALERTS_TEST = FOLDER / "alerts.yml", FOLDER / "alerts_test.yml"
@@ -52,10 +52,10 @@ def prometheus() -> str:
     return _find("prometheus")
 
 
-def run(*command: str, told: str = "") -> tuple[int, str]:
+def run(*command: str, stdin: str = "") -> tuple[int, str]:
     """Run a tool; return its exit status and all it said."""
     ended = subprocess.run(
-        command, input=told.encode(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE_S
+        command, input=stdin.encode(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE_S
     )
     return ended.returncode, ended.stdout.decode()
 
@@ -67,9 +67,6 @@ def documented_config() -> str:
     return shown[1]
 
 
-# The text
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -77,26 +74,20 @@ def documented_config() -> str:
         pytest.param(
             state(connection_status=status(clock_offset_seconds=None, last_message_time=None)), id="some is unknown"
         ),
-        pytest.param(
-            {"updated_at": 1.0, "funding_state": {}, "connection_status": UNKNOWN, "comparison": {"totals": {}}},
-            id="nothing is known",
-        ),
+        pytest.param(EMPTY, id="nothing is known"),
     ],
 )
 def test_promtool_finds_nothing_to_say_about_the_metrics(promtool: str, content: dict[str, Any]) -> None:
     """Names, types, help and syntax: neither an error nor a hint."""
-    assert run(promtool, "check", "metrics", told=metrics.render(content)) == (0, "")
+    assert run(promtool, "check", "metrics", stdin=metrics.render(content)) == (0, "")
 
 
 def test_promtool_would_say_what_is_wrong(promtool: str) -> None:
     """The check above can fail: a counter without _total is found."""
     text = metrics.render(state()).replace("rest_polls_total", "rest_polls")
-    status, said = run(promtool, "check", "metrics", told=text)
+    status, said = run(promtool, "check", "metrics", stdin=text)
     assert status != 0
     assert 'binance_funding_rest_polls counter metrics should have "_total" suffix' in said
-
-
-# The rules
 
 
 def test_alert_rules_are_valid(promtool: str) -> None:
@@ -106,12 +97,13 @@ def test_alert_rules_are_valid(promtool: str) -> None:
     assert "SUCCESS" in said
 
 
-def test_every_metric_named_in_the_rules_is_one_the_server_tells() -> None:
-    """An alert on a name that does not exist is silent for ever."""
-    told = set(re.findall(r"(?m)^# TYPE (\S+)", metrics.render(state())))
-    rules = set(re.findall(r"binance_funding_\w+", ALERTS.read_text(encoding="utf-8")))
-    assert len(rules) > 5
-    assert rules <= told
+@pytest.mark.parametrize("path", [ALERTS, FOLDER / "README.md"], ids=["rules", "README"])
+def test_every_metric_named_is_one_that_the_server_has(path: Path) -> None:
+    """An alert on a name that does not exist is silent for ever, and so is a dashboard."""
+    served = set(re.findall(r"(?m)^# TYPE (\S+)", metrics.render(state())))
+    named = set(re.findall(r"binance_funding_\w+", path.read_text(encoding="utf-8")))
+    assert len(named) > 5
+    assert named <= served
 
 
 def alert_names() -> list[str]:
@@ -119,7 +111,7 @@ def alert_names() -> list[str]:
     return re.findall(r"- alert: (\w+)", ALERTS.read_text(encoding="utf-8"))
 
 
-def test_every_alert_tells_how_bad_it_is_and_what_to_do() -> None:
+def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
     """Each has for, severity, summary and description."""
     blocks = ALERTS.read_text(encoding="utf-8").split("- alert: ")[1:]
     for block in blocks:
@@ -133,6 +125,30 @@ def test_alert_rules_pass_their_unit_tests(promtool: str) -> None:
     status, said = run(promtool, "test", "rules", str(ALERTS_TEST))
     assert status == 0, said
     assert "SUCCESS" in said
+
+
+def test_one_lucky_symbol_does_not_keep_the_alert_on_stale_data_silent(promtool: str, tmp_path: Path) -> None:
+    """It speaks of the market: 200 symbols stand still, one advances."""
+    stamps = {f"S{number}": "0x40" for number in range(200)} | {"LUCKY": "0+15x40"}
+    series = [
+        {"series": f'binance_funding_updated_timestamp_seconds{{instance="a", symbol="{name}"}}', "values": values}
+        for name, values in stamps.items()
+    ]
+    summary = "No new funding rate on a for 5m 0s"
+    description = re.search(
+        r"alert: BinanceFundingDataStale.*?description: >-\n(.*?)\n\n", ALERTS.read_text(), re.DOTALL
+    )
+    assert description is not None
+    alert = {
+        "exp_labels": {"severity": "critical", "instance": "a"},
+        "exp_annotations": {"summary": summary, "description": " ".join(description[1].split())},
+    }
+    case = {"alertname": "BinanceFundingDataStale", "eval_time": "5m", "exp_alerts": [alert]}
+    test = {"interval": "15s", "input_series": series, "alert_rule_test": [case]}
+    content = {"rule_files": [str(ALERTS)], "evaluation_interval": "15s", "tests": [test]}
+    (tmp_path / "test.yml").write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML too
+    status, said = run(promtool, "test", "rules", str(tmp_path / "test.yml"))
+    assert status == 0, said
 
 
 def failures(promtool: str, folder: Path, rules: str) -> dict[str, set[tuple[bool, bool]]]:
@@ -183,9 +199,6 @@ def test_documented_configuration_is_valid(promtool: str, tmp_path: Path) -> Non
     status, said = run(promtool, "check", "config", str(tmp_path / "prometheus.yml"))
     assert status == 0, said
     assert "1 rule files found" in said
-
-
-# The real thing
 
 
 class Prometheus:

@@ -1,4 +1,4 @@
-"""What the two programs tell about themselves is true: report, comparison, metrics, health and log agree."""
+"""What the two programs say about themselves is true: report, comparison, metrics, health and log agree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from urllib.parse import quote
 import pytest
 
 from tests.exchange import ALL, FUTURE, Exchange, Market, RestRequest
-from tests.programs import STATE_FILE, Daemon, Server, eventually
+from tests.support.programs import STATE_FILE, Daemon, Server
+from tests.support.waiting import eventually
 
 TICK_S = 0.5
 POLL_S = 2.0
@@ -31,7 +32,7 @@ PREMIUM_INDEX, FUNDING_INFO = "/fapi/v1/premiumIndex", "/fapi/v1/fundingInfo"
 COMPARED = ("compared", "matched", "mismatched", "identical")
 
 
-# Reading what is told
+# Reading what they say
 
 
 def facts(line: str) -> dict[str, str]:
@@ -44,15 +45,9 @@ def found(log: list[str], pattern: str) -> list[str]:
     return [line for line in log if re.search(pattern, line)]
 
 
-def logged_totals(log: list[str], runs: int) -> dict[str, int]:
-    """Add up what the log says of the first `runs` comparisons."""
-    told = [facts(line) for line in found(log, " comparison compared=")[:runs]]
-    return {"runs": len(told), **{name: sum(int(run[name]) for run in told) for name in COMPARED}}
-
-
 @dataclass
-class Told:
-    """Everything told at one moment: all answers are made of the same version of the state file."""
+class Outputs:
+    """Everything said at one moment: all answers are made of the same version of the state file."""
 
     state: dict[str, Any]
     report: dict[str, Any]
@@ -76,24 +71,24 @@ def sample(metrics: str, name: str) -> float | None:
     return next((float(line.removeprefix(prefix)) for line in metrics.splitlines() if line.startswith(prefix)), None)
 
 
-def everything_told(daemon: Daemon, server: Server) -> Told:
+def all_outputs(daemon: Daemon, server: Server) -> Outputs:
     """Ask for everything until all of it is of one version of the file, written between two polls of REST."""
 
     def metrics() -> str:
         return server.request("/metrics")[2].decode()
 
-    def ask() -> Told | None:
+    def ask() -> Outputs | None:
         state, before = daemon.state(), metrics()
         report, health, after = server.get("/funding/report")[1], server.get("/funding/health")[1], metrics()
         versions = {sample(text, "state_file_timestamp_seconds") for text in (before, after)}
         if not state or versions != {state["updated_at"]}:
             return None
         since_run_s = state["updated_at"] - state["comparison"]["last"]["compared_at"]
-        return Told(state, report, health, before) if POLL_S / 4 < since_run_s < POLL_S * 3 / 4 else None
+        return Outputs(state, report, health, before) if POLL_S / 4 < since_run_s < POLL_S * 3 / 4 else None
 
-    told = eventually(ask, "answers of one version of the file")
-    assert told is not None
-    return told
+    outputs = eventually(ask, "answers of one version of the file")
+    assert outputs is not None
+    return outputs
 
 
 # A day with one of everything
@@ -101,11 +96,11 @@ def everything_told(daemon: Daemon, server: Server) -> Told:
 
 @dataclass
 class Day:
-    """What was told in the course of an eventful day; each test looks at one side of it."""
+    """What was said in the course of an eventful day; each test looks at one side of it."""
 
-    well: Told
+    well: Outputs
     """Before anything happened."""
-    eventful: Told
+    eventful: Outputs
     """After the gap and the replacement."""
     log: list[str]
     """Of the first daemon, until then."""
@@ -115,11 +110,13 @@ class Day:
     """What the exchange was asked for until then."""
     mismatching_snapshots: int
     """How many of its answers held the mismatch."""
+    answered_after: int
+    """How many snapshots the next daemon got until it was asked."""
     closed_with: list[int | None]
     """Close codes of the connections that had ended until then."""
     final: dict[str, Any]
     """The state file that the first daemon left behind."""
-    restarted: Told
+    restarted: Outputs
     """By the next daemon."""
     restarted_log: list[str]
 
@@ -183,7 +180,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Day:
             daemon.wait_for_live()
             exchange.silence(FUTURE)
             wait_for_comparisons(daemon)
-            well = everything_told(daemon, server)
+            well = all_outputs(daemon, server)
 
             without_mismatch = len(snapshots(exchange, time.time()))
             market.rest_mismatch.add(MISMATCHING)
@@ -192,17 +189,19 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Day:
             live_through_one_replacement(exchange, daemon)
             wait_for_comparisons(daemon)
 
-            eventful = everything_told(daemon, server)
+            eventful = all_outputs(daemon, server)
             log = daemon.log
             asked = snapshots(exchange, eventful.state["updated_at"])
             closed_with = [one.close_code for one in exchange.connections if not one.is_open]
             daemon.terminate()
             final = daemon.state()
+            asked_before = snapshots(exchange, time.time())
         exchange.behave(FUTURE)
         with Daemon(exchange, folder, **settings) as daemon:
             daemon.wait_for_live()
             wait_for_comparisons(daemon)
-            restarted = everything_told(daemon, server)
+            restarted = all_outputs(daemon, server)
+            after = snapshots(exchange, restarted.state["updated_at"])[len(asked_before) :]
             return Day(
                 well=well,
                 eventful=eventful,
@@ -210,6 +209,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Day:
                 gap_s=gap_s,
                 snapshots=asked,
                 mismatching_snapshots=sum(one.status == 200 for one in asked[without_mismatch:]),
+                answered_after=len(after),
                 closed_with=closed_with,
                 final=final,
                 restarted=restarted,
@@ -219,7 +219,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Day:
 
 def test_report_is_open_while_nothing_failed_and_the_day_is_not_over(day: Day) -> None:
     """All parts pass, and yet it is null: most of the 24 hours nobody has watched."""
-    report = day.well.report
+    report, timeline = without_timeline(day.well.report)
     runs, compared = day.well.totals["runs"], day.well.totals["compared"]
     worst_s, hours = report["dataAge"]["worstSeconds"], report["observedHours"]
     assert report == {
@@ -235,19 +235,29 @@ def test_report_is_open_while_nothing_failed_and_the_day_is_not_over(day: Day) -
     assert TICK_S / 2 < worst_s < 10
     assert runs > 0
     assert compared >= IN_BOTH
+    assert len(timeline) == 97
+    assert all(quarter["worstAgeSeconds"] <= worst_s for quarter in timeline)
 
 
-def test_report_tells_all_that_happened(day: Day) -> None:
+def without_timeline(report: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Return a report without its timeline, and the timeline."""
+    return {name: part for name, part in report.items() if name != "timeline"}, report["timeline"]
+
+
+def test_report_shows_all_that_happened(day: Day) -> None:
     """Gap, mismatches and replacement, by the exchange's count; one part that fails decides."""
-    report, totals = day.eventful.report, day.eventful.totals
+    report, _ = without_timeline(day.eventful.report)
+    totals, worst_s = day.eventful.totals, report["dataAge"]["worstSeconds"]
     (gap,) = day.eventful.state["gaps"]
+    # The oldest symbol is one of those that only REST has, and was polled some time before the gap.
+    assert gap["seconds"] <= worst_s <= gap["seconds"] + POLL_S + SLACK_S
     assert gap["seconds"] == pytest.approx(day.gap_s, abs=SLACK_S)
     assert report == {
         "windowHours": 24,
         "observedHours": report["observedHours"],
         "pass": False,
         "disconnections": {"unplanned": 0, "planned": 1, "pass": True},
-        "dataAge": {"worstSeconds": gap["seconds"], "limitSeconds": STALE_S, "pass": True},
+        "dataAge": {"worstSeconds": worst_s, "limitSeconds": STALE_S, "pass": True},
         "comparison": {
             "runs": sum(one.status == 200 for one in day.snapshots),
             "compared": totals["compared"],
@@ -256,6 +266,18 @@ def test_report_tells_all_that_happened(day: Day) -> None:
         },
         "gaps": {"count": 1, "longestSeconds": gap["seconds"], "totalSeconds": gap["seconds"], "pass": False},
     }
+
+
+def test_timeline_shows_the_same_quarter_by_quarter(day: Day) -> None:
+    """Its sums and its worst are those of the report."""
+    report, timeline = without_timeline(day.eventful.report)
+    assert max(quarter["worstAgeSeconds"] for quarter in timeline) == report["dataAge"]["worstSeconds"]
+    sums = {name: sum(quarter[name] for quarter in timeline) for name in ("planned", "unplanned", "mismatched")}
+    assert sums == {"planned": 1, "unplanned": 0, "mismatched": day.mismatching_snapshots}
+    assert sum(quarter["gapSeconds"] for quarter in timeline) == pytest.approx(report["gaps"]["totalSeconds"], abs=0.01)
+    watched_s = sum(quarter["observedSeconds"] for quarter in timeline)
+    assert watched_s == pytest.approx(observed_s(day.eventful.state), abs=0.01)
+    assert [quarter["start"] % 900 for quarter in timeline] == [0] * len(timeline)
 
 
 def test_comparison_names_what_differs(day: Day) -> None:
@@ -270,18 +292,25 @@ def test_comparison_names_what_differs(day: Day) -> None:
     assert last["max_mark_price_difference_ratio"] == pytest.approx(0.01 / 1.01, abs=0.002)
 
 
-def test_totals_of_the_comparison_are_the_sums_of_its_log_lines(day: Day) -> None:
-    """Each run told once, with the mismatch as a warning that names the symbol."""
-    assert day.eventful.totals == logged_totals(day.log, day.eventful.totals["runs"])
-    warnings = found(day.log, "WARNING comparison ")[: day.mismatching_snapshots]
-    assert [facts(line)["symbols"] for line in warnings] == [MISMATCHING] * day.mismatching_snapshots
-    assert day.mismatching_snapshots >= 3
+def test_totals_of_the_comparison_are_those_of_the_snapshots(day: Day) -> None:
+    """Every snapshot that came is one run, every one with the mismatch has it."""
+    totals = day.eventful.totals
+    assert totals["runs"] == sum(one.status == 200 for one in day.snapshots)
+    assert totals["mismatched"] == day.mismatching_snapshots >= 3
+    assert totals["compared"] == totals["matched"] + totals["mismatched"] <= IN_BOTH * totals["runs"]
+    assert 0 < totals["identical"] <= totals["matched"]
+
+
+def test_a_mismatch_that_lasts_is_logged_once_with_its_symbol(day: Day) -> None:
+    """Not at every poll; runs without any are for DEBUG."""
+    (line,) = found(day.log, "WARNING comparison ")
+    assert facts(line)["symbols"] == MISMATCHING
     assert all(facts(line)["mismatched"] == "0" for line in found(day.log, "DEBUG +comparison "))
 
 
 def test_metrics_agree_with_everything_else(day: Day) -> None:
-    """Every counter and gauge that tells of this day."""
-    told, state = day.eventful, day.eventful.state
+    """Every counter and gauge that this day changes."""
+    outputs, state = day.eventful, day.eventful.state
     (gap,) = state["gaps"]
     status = state["connection_status"]
     refused = sum(one.status == 500 for one in day.snapshots)
@@ -297,18 +326,18 @@ def test_metrics_agree_with_everything_else(day: Day) -> None:
         "fallback_active": 0,
         "rest_polls_total": len(day.snapshots),
         'rest_errors_total{status="500"}': refused,
-        "comparison_rows_total": told.totals["compared"],
+        "comparison_rows_total": outputs.totals["compared"],
         "comparison_mismatches_total": day.mismatching_snapshots,
         "gaps_total": 1,
         "gap_seconds_total": gap["seconds"],
         "clock_offset_seconds": status["clock_offset_seconds"],
         "daemon_start_time_seconds": status["daemon_start_time"],
     }
-    assert {name: told.metric(name) for name in expected} == expected
+    assert {name: outputs.metric(name) for name in expected} == expected
     for symbol, record in state["funding_state"].items():
-        assert told.metric(f'rate{{symbol="{symbol}"}}') == record["fundingRate"]
-        assert told.metric(f'mark_price{{symbol="{symbol}"}}') == record["markPrice"]
-        assert told.metric(f'updated_timestamp_seconds{{symbol="{symbol}"}}') == record["updatedAt"]
+        assert outputs.metric(f'rate{{symbol="{symbol}"}}') == record["fundingRate"]
+        assert outputs.metric(f'mark_price{{symbol="{symbol}"}}') == record["markPrice"]
+        assert outputs.metric(f'updated_timestamp_seconds{{symbol="{symbol}"}}') == record["updatedAt"]
 
 
 def test_health_agrees_with_everything_else(day: Day) -> None:
@@ -337,20 +366,21 @@ def test_health_agrees_with_everything_else(day: Day) -> None:
     assert health["uptimeSeconds"] > GAP_S
 
 
-def test_log_tells_the_gap_and_the_replacement_once(day: Day) -> None:
-    """The same length and cause as in the file; no connection was lost."""
+def test_log_has_the_gap_and_the_replacement_once(day: Day) -> None:
+    """The same length and cause as in the file; no connection was lost, and REST took over in between."""
     (gap,) = day.eventful.state["gaps"]
     (line,) = found(day.log, " WARNING gap ended ")
     assert float(facts(line)["seconds"]) == gap["seconds"]
     assert facts(line)["cause"] == gap["cause"]
-    assert "REST: Binance has trouble of its own (HTTP 500)" in gap["cause"]
+    assert "REST: Binance server error (HTTP 500)" in gap["cause"]
     assert len(found(day.log, " INFO +rotated ")) == 1
     # With its goodbye, or (on a host too busy to say it within a second) without.
     assert day.closed_with in ([1000], [1006])
-    assert not found(day.log, " (lost|silent|fallback on|connect failed) ")
+    assert len(found(day.log, " fallback on ")) == len(found(day.log, " fallback off ")) == 1
+    assert not found(day.log, " (lost|silent|lagging|connect failed) ")
 
 
-def test_a_clock_that_is_right_is_told_and_no_trouble(day: Day) -> None:
+def test_a_clock_that_is_right_is_shown_and_no_trouble(day: Day) -> None:
     """An offset near zero, no warning."""
     assert day.eventful.state["connection_status"]["clock_offset_seconds"] == pytest.approx(0, abs=SLACK_S)
     assert not found(day.log, "NTP")
@@ -362,9 +392,10 @@ def test_after_a_restart_the_window_still_holds_what_happened_before(day: Day) -
     assert after.state["gaps"] == before.state["gaps"]
     for part in ("disconnections", "gaps", "dataAge"):
         assert after.report[part] == before.report[part]
-    new = logged_totals(day.restarted_log, after.totals["runs"] - day.final["comparison"]["totals"]["runs"])
-    assert new["mismatched"] > 0
-    assert after.totals == {name: count + new[name] for name, count in day.final["comparison"]["totals"].items()}
+    final = day.final["comparison"]["totals"]
+    assert after.totals["runs"] == final["runs"] + day.answered_after
+    assert 0 < after.totals["mismatched"] - final["mismatched"] <= day.answered_after
+    assert 0 < after.totals["compared"] - final["compared"] <= IN_BOTH * day.answered_after
     assert after.report["comparison"] == {
         **{name: after.totals[name] for name in ("runs", "compared", "mismatched")},
         "pass": False,
@@ -497,7 +528,7 @@ def newest_update_s(state: dict[str, Any]) -> float:
     return float(max(record["updatedAt"] for record in state["funding_state"].values()))
 
 
-def test_a_clock_that_is_wrong_is_told_with_what_to_do(absence: Absence) -> None:
+def test_a_clock_that_is_wrong_is_logged_with_what_to_do(absence: Absence) -> None:
     """The offset in the file, and one warning that says NTP."""
     assert absence.before["connection_status"]["clock_offset_seconds"] == pytest.approx(OFFSET_S, abs=SLACK_S)
     (line,) = found(absence.log, "WARNING clock ")
@@ -505,7 +536,7 @@ def test_a_clock_that_is_wrong_is_told_with_what_to_do(absence: Absence) -> None
     assert facts(line)["next"] == "check NTP"
 
 
-def test_funding_intervals_of_every_length_are_told(absence: Absence) -> None:
+def test_funding_intervals_of_every_length_are_shown(absence: Absence) -> None:
     """1, 2, 4 and 8 hours, each symbol with the exchange's."""
     assert set(expected_intervals(absence.market).values()) == {1, 2, 4, 8}
     assert intervals(absence.before) == expected_intervals(absence.market)
@@ -526,19 +557,19 @@ def test_funding_intervals_survive_a_restart_while_they_cannot_be_asked_for(abse
     assert intervals(absence.after) == expected_intervals(absence.market)
     (line,) = found(absence.log_after, "funding intervals unknown")
     assert "HTTP 500" in facts(line)["cause"]
-    assert int(facts(line)["last_known"]) == sum(hours != 8 for hours in intervals(absence.before).values())
 
 
 def test_an_absence_of_more_than_10_s_is_a_gap(absence: Absence) -> None:
     """From the last data of the old daemon to the first of the new one; file, report, metrics and log agree."""
     (gap,) = absence.after["gaps"]
     assert gap["cause"] == "not running"
-    assert gap["start"] == pytest.approx(newest_update_s(absence.before), abs=0.1)
-    assert 11 <= gap["seconds"] <= absence.ended_s - newest_update_s(absence.before)
+    updates_s = [record["updatedAt"] for record in absence.before["funding_state"].values()]
+    assert min(updates_s) - 0.1 <= gap["start"] <= max(updates_s) + 0.1
+    assert 11 <= gap["seconds"] <= absence.ended_s - gap["start"]
     (line,) = found(absence.log_after, " WARNING gap ended ")
     assert (float(facts(line)["seconds"]), facts(line)["cause"]) == (gap["seconds"], "not running")
-    told = {"count": 1, "longestSeconds": gap["seconds"], "totalSeconds": gap["seconds"], "pass": False}
-    assert absence.report_after["gaps"] == told
+    expected = {"count": 1, "longestSeconds": gap["seconds"], "totalSeconds": gap["seconds"], "pass": False}
+    assert absence.report_after["gaps"] == expected
     assert sample(absence.metrics_after, "gaps_total") == 1
     assert sample(absence.metrics_after, "gap_seconds_total") == gap["seconds"]
 

@@ -1,10 +1,13 @@
 """The HTTP server as its user asks it: the real process over the real daemon's file, asked with curl."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +16,10 @@ from urllib.parse import quote
 
 import pytest
 
+from binance_funding.service import EX_UNAVAILABLE
 from tests.exchange import Exchange, Market
-from tests.programs import STATE_FILE, Daemon, Server, eventually
+from tests.support.programs import ROOT, STATE_FILE, Daemon, Program, Server, free_port
+from tests.support.waiting import PATIENCE_S, eventually
 
 NON_ASCII = "币安人生USDT"
 
@@ -234,3 +239,117 @@ def test_server_never_writes(tmp_path: Path) -> None:
         server.get("/funding/health")
         assert server.terminate() < 3
     assert os.listdir(tmp_path) == []
+
+
+@contextlib.contextmanager
+def taken_port(host: str = "127.0.0.1") -> Iterator[socket.socket]:
+    """Listen on a port."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
+        taken.bind((host, 0))
+        taken.listen()
+        yield taken
+
+
+@pytest.mark.parametrize(("host", "address"), [("127.0.0.1", "127.0.0.1:{}"), ("::1", "[::1]:{}")])
+def test_port_already_taken_is_one_line(tmp_path: Path, host: str, address: str) -> None:
+    """With address and what to change; a status that is not 78: the port may be free later."""
+    with taken_port(host) as taken:
+        port = taken.getsockname()[1]
+        settings = {"API_PORT": port, "API_HOST": host}
+        with Program("funding_api_server.py", tmp_path, settings) as server:
+            assert server.wait() == EX_UNAVAILABLE
+    sentence = f"cannot listen on {address.format(port)}: address already in use; change API_PORT or API_HOST"
+    assert len(server.log) == 1
+    assert server.log[0].endswith(f" ERROR   {sentence}")
+
+
+def test_host_that_is_not_of_this_machine_is_one_line(tmp_path: Path) -> None:
+    """The same for an address that nobody here has."""
+    with Program("funding_api_server.py", tmp_path, {"API_HOST": "192.0.2.1"}) as server:
+        assert server.wait() == EX_UNAVAILABLE
+    assert len(server.log) == 1
+    assert "cannot listen on 192.0.2.1:8888: cannot assign requested address; change " in server.log[0]
+
+
+def test_port_already_taken_is_waited_for_under_systemd(tmp_path: Path) -> None:
+    """It would start the server anew each second for ever: the server waits, says so once, and listens when it can."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, taken_port() as taken:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE_S)
+        settings = {"API_PORT": taken.getsockname()[1], "NOTIFY_SOCKET": manager.getsockname()}
+        with Program("funding_api_server.py", tmp_path, settings) as server:
+            for _ in range(3):  # a second apart
+                assert b"STATUS=waiting: cannot listen on 127.0.0.1:" in manager.recv(4096)
+            assert len(server.log) == 1
+            taken.close()
+            server.wait_for_line("INFO +listening")
+            while b"READY=1" not in manager.recv(4096):
+                pass
+            assert server.terminate() < 3
+            assert server.process.returncode == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_ends_the_server_within_3_seconds(tmp_path: Path, signum: signal.Signals) -> None:
+    """With status 0, while a client holds its connection open."""
+    with Server(tmp_path) as server, socket.create_connection(("127.0.0.1", server.port)):
+        assert server.terminate(signum) < 3
+        assert server.process.returncode == 0
+        assert "stopped cause=signal" in server.log[-1]
+
+
+def test_stderr_whose_reader_stands_still_disturbs_nothing(tmp_path: Path) -> None:
+    """The pipe is full: requests are answered, and SIGTERM heeded."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x" * 4096)
+    os.set_blocking(writing, True)
+    port = free_port()
+    with subprocess.Popen(
+        [sys.executable, ROOT / "funding_api_server.py"],
+        cwd=tmp_path,
+        env={**os.environ, "API_PORT": str(port)},
+        stderr=writing,
+    ) as process:
+        eventually(lambda: _answers(port), "an answer")
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(3) == 0
+        finally:
+            process.kill()
+            os.close(reading)
+            os.close(writing)
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            return client.recv(100).startswith(b"HTTP/1.1 200 ")
+    except ConnectionRefusedError:
+        return False
+
+
+def test_fewer_files_than_connections_is_said_and_served(tmp_path: Path) -> None:
+    """`ulimit -n 64` and the default of 1024 connections: the log says how many fit, and 200 clients are answered.
+
+    One after the other on connections that stay open: the one idle longest gives way.
+    """
+    with (
+        Exchange(Market(usd_m=5, tradfi=2), tick_s=0.5) as exchange,
+        Daemon(exchange, tmp_path) as daemon,
+        Server(tmp_path, most_files=64) as server,
+        contextlib.ExitStack() as opened,
+    ):
+        daemon.wait_for_live()
+        line = server.wait_for_line("WARNING fewer connections most=")
+        most = int(re.findall(r"most=(\d+)", line)[0])
+        assert 16 <= most < 64
+        eventually(lambda: server.get("/funding/BTCUSDT")[0] == 200, "an answer")
+        for _ in range(200):
+            client = opened.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S))
+            client.sendall(b"GET /funding/BTCUSDT HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+        assert server.get("/funding/health")[1]["status"] == "healthy"

@@ -1,93 +1,15 @@
-"""The stream side in this process: real sockets to the simulated exchange, its decisions under a fake clock."""
+"""The stream side in this process, over real sockets to the simulated exchange."""
 
-import logging
-import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from binance_funding import events
-from binance_funding import stream as stream_module
-from binance_funding.book import Book
-from binance_funding.clock import Clock
-from binance_funding.feed import Feed
-from binance_funding.history import History
-from binance_funding.rates import FundingRate
-from binance_funding.service import Threads
-from binance_funding.settings import load
-from binance_funding.stream import StreamPool
-from tests.exchange import ALL, FUTURE, ConnectionRecord, Exchange, Market, Which
-from tests.exchange.market import envelope
-from tests.programs import eventually, free_port
-
-SMALL = {"usd_m": 5, "tradfi": 3, "coin_m": 1, "fundless": 1}
-
-
-class RecordingBook(Book):
-    """A book that remembers which event times of which symbol it was advanced to."""
-
-    def __init__(self, clock: Clock, history: History) -> None:
-        super().__init__(clock, history, silence_s=2.0, stale_s=5.0, trouble=lambda: "")
-        self.seen: set[tuple[str, int]] = set()
-        self.merges = 0
-
-    def merge(self, rates: Sequence[FundingRate]) -> int:
-        """Merge, and remember."""
-        advanced = super().merge(rates)
-        self.merges += 1
-        self.seen.update((rate.symbol, rate.event_time_ms) for rate in rates)
-        return advanced
-
-
-class Stream:
-    """A stream pool with all that it needs."""
-
-    def __init__(self, urls: str, clock: Clock | None = None, **settings: Any) -> None:
-        given = {
-            "BINANCE_WS_URLS": urls,
-            "SILENCE_SECONDS": "1.5",
-            "RECONNECT_MIN_SECONDS": "0.1",
-            "RECONNECT_MAX_SECONDS": "1",
-            **{name: str(value) for name, value in settings.items()},
-        }
-        self.settings = load(given, env_file="/nonexistent")
-        self.clock = clock or Clock()
-        self.history = History()
-        self.book = RecordingBook(self.clock, self.history)
-        repeats = events.Repeats(logging.getLogger("binance_funding"), self.clock.steady_s)
-        self.feed = Feed(self.book, self.clock, repeats)
-        self.stop = threading.Event()
-        self.threads = Threads(on_crash=self.stop.set)
-        self.pool = StreamPool(
-            self.settings, self.feed, self.history, clock=self.clock, spawn=self.threads.start, repeats=repeats
-        )
-
-    def wait_for_live(self, count: int = 2) -> None:
-        """Wait until so many connections bring data."""
-        eventually(lambda: len(self.pool.live()) == count, f"{count} live connections")
-
-    def counts(self) -> tuple[int, int]:
-        """Return unplanned and planned disconnections."""
-        return self.pool.lost, self.pool.replaced
-
-
-@contextmanager
-def running(urls: str, **settings: Any) -> Iterator[Stream]:
-    """Run a stream pool; check at the end that it stops, and that no thread died."""
-    stream = Stream(urls, **settings)
-    stream.threads.start("stream", lambda: stream.pool.run(stream.stop))
-    try:
-        yield stream
-    finally:
-        stream.stop.set()
-        stream.pool.wake()
-        left = stream.threads.join(2.0)
-        stream.pool.abort()
-        assert stream.threads.join(10.0) == [], f"threads left: {left}"
-        assert stream.threads.crashed is None
+from tests.exchange import ALL, FUTURE, ConnectionRecord, Exchange, Market, Which, envelope
+from tests.support.clock import SimulatedClock
+from tests.support.programs import free_port
+from tests.support.running_stream import SMALL, Stream, running
+from tests.support.waiting import eventually
 
 
 def misses_nothing(exchange: Exchange, stream: Stream, disturb: Callable[[], None], rounds: int = 8) -> None:
@@ -140,14 +62,6 @@ def test_24_hour_cut_of_all_connections_misses_no_update_thanks_to_planned_repla
         assert not any(record.ended_by for record in exchange.connections)
 
 
-def test_replacements_are_spread_over_the_age() -> None:
-    """Two connections opened together are not replaced together."""
-    with Exchange(Market(**SMALL), tick_s=0.1) as exchange, running(exchange.ws_url) as stream:
-        eventually(lambda: all(slot.replace_at_s < math.inf for slot in stream.pool._slots), "both planned")
-        times_s = sorted(slot.replace_at_s for slot in stream.pool._slots)
-        assert times_s[1] - times_s[0] >= 0.2 * stream.settings.connection_max_age_seconds
-
-
 def test_silent_successor_never_costs_the_old_connection() -> None:
     """Where the successor stays silent it is given up, and the old one goes on."""
     with (
@@ -194,13 +108,16 @@ def test_old_connection_that_hangs_is_broken_after_its_replacement() -> None:
         assert old.client_gone.wait(10)
 
 
-def test_successors_that_fail_are_tried_at_growing_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_successors_that_fail_are_tried_at_growing_intervals() -> None:
     """That the old connection lives on proves nothing for the new ones."""
-    monkeypatch.setattr(stream_module, "_PROVEN_AFTER_S", 0.3)
     with (
         Exchange(Market(**SMALL), tick_s=0.1) as exchange,
         running(
-            exchange.ws_url, STREAM_CONNECTIONS=1, CONNECTION_MAX_AGE_SECONDS=1, RECONNECT_MAX_SECONDS=60
+            exchange.ws_url,
+            proven_after_s=0.3,
+            STREAM_CONNECTIONS=1,
+            CONNECTION_MAX_AGE_SECONDS=1,
+            RECONNECT_MAX_SECONDS=60,
         ) as stream,
     ):
         stream.wait_for_live(1)
@@ -285,7 +202,7 @@ def test_all_lost_at_once_recovers_when_the_exchange_is_back() -> None:
         stream.wait_for_live()
         exchange.down()
         eventually(lambda: not stream.pool.live(), "both lost")
-        threading.Event().wait(8)
+        eventually(lambda: stream.pool.attempts >= 6, "attempts in vain")
         exchange.up()
         eventually(stream.pool.live, "data again", within_s=5)
         # Nor does the outage count against the connections that ended it.
@@ -304,22 +221,11 @@ def test_message_of_40_mb_costs_the_connection_not_the_memory() -> None:
         stream.wait_for_live()
 
 
-class FakeClock:
-    """Time that moves only when told."""
-
-    def __init__(self) -> None:
-        self.time_s = 1000.0
-
-    def clock(self) -> Clock:
-        """Return a clock that shows this time."""
-        return Clock(wall_s=lambda: self.time_s + 1.7e9, steady_s=lambda: self.time_s, boot_id="test")
-
-
-def attempts_in(stream: Stream, fake: FakeClock, seconds: float, count: Callable[[], int]) -> int:
+def attempts_in(stream: Stream, time: SimulatedClock, seconds: float, count: Callable[[], int]) -> int:
     """Let the pool decide for so long, every half second; return how many attempts it made."""
     before = count()
     for _ in range(int(seconds * 2)):
-        fake.time_s += 0.5
+        time.advance(0.5)
         stream.pool.step()
         assert stream.threads.join(10.0) == []
     return count() - before
@@ -329,33 +235,33 @@ def test_refused_connections_are_retried_at_most_once_a_second_and_an_hour_costs
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Whatever the settings, the allowance over all connections holds; the log is not flooded."""
-    fake = FakeClock()
-    stream = Stream(f"ws://127.0.0.1:{free_port()}/", fake.clock(), RECONNECT_MIN_SECONDS=0.01, STREAM_CONNECTIONS=4)
-    attempts_in(stream, fake, 3600, lambda: stream.pool.attempts)
+    time = SimulatedClock()
+    stream = Stream(f"ws://127.0.0.1:{free_port()}/", time.clock, RECONNECT_MIN_SECONDS=0.01, STREAM_CONNECTIONS=4)
+    attempts_in(stream, time, 3600, lambda: stream.pool.attempts)
     assert 1000 < stream.pool.attempts <= 3600
     assert len(caplog.records) < 10
     assert "connection refused" in caplog.text
 
 
-def test_accept_and_refuse_backs_off_to_the_longest_wait() -> None:
-    """A peer that answers with 503 is asked at growing intervals: about once a minute and connection at the end."""
-    fake = FakeClock()
+def test_accept_and_refuse_is_met_with_patience() -> None:
+    """A peer that answers with 503 is asked again after 4 to 8 s by each connection, for as long as none is live."""
+    time = SimulatedClock()
     with Exchange(Market(**SMALL)) as exchange:
         exchange.refuse_handshakes(503)
-        stream = Stream(exchange.ws_url, fake.clock(), RECONNECT_MIN_SECONDS=0.5, RECONNECT_MAX_SECONDS=60)
-        attempts_in(stream, fake, 120, lambda: len(exchange.attempts))
-        assert attempts_in(stream, fake, 600, lambda: len(exchange.attempts)) <= 2 * 600 / 30 + 2
+        stream = Stream(exchange.ws_url, time.clock, RECONNECT_MIN_SECONDS=0.5, RECONNECT_MAX_SECONDS=60)
+        attempts_in(stream, time, 60, lambda: len(exchange.attempts))
+        assert 2 * 120 / 9 <= attempts_in(stream, time, 120, lambda: len(exchange.attempts)) <= 2 * 120 / 4
 
 
 def test_told_to_wait_no_connection_asks_earlier() -> None:
     """Retry-After of a refused handshake holds for all connections."""
-    fake = FakeClock()
+    time = SimulatedClock()
     with Exchange(Market(**SMALL)) as exchange:
         exchange.refuse_handshakes(429, retry_after_s=300)
-        stream = Stream(exchange.ws_url, fake.clock())
-        attempts_in(stream, fake, 10, lambda: len(exchange.attempts))
-        assert attempts_in(stream, fake, 280, lambda: len(exchange.attempts)) == 0
-        assert attempts_in(stream, fake, 30, lambda: len(exchange.attempts)) >= 1
+        stream = Stream(exchange.ws_url, time.clock)
+        attempts_in(stream, time, 10, lambda: len(exchange.attempts))
+        assert attempts_in(stream, time, 280, lambda: len(exchange.attempts)) == 0
+        assert attempts_in(stream, time, 30, lambda: len(exchange.attempts)) >= 1
 
 
 def test_accept_and_drop_is_not_hammered() -> None:

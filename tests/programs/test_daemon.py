@@ -1,18 +1,24 @@
 """The daemon as its user runs it: a real process, real sockets to the simulated exchange, a real file."""
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from binance_funding.service import EX_TEMPFAIL
 from binance_funding.settings import EX_CONFIG
 from tests.exchange import FUTURE, Exchange
-from tests.programs import ROOT, STATE_FILE, Daemon, Program, eventually
+from tests.support.programs import ROOT, STATE_FILE, Daemon, Program
+from tests.support.waiting import PATIENCE_S, eventually
 
 MARKET_SYMBOLS = 881
 
@@ -84,14 +90,55 @@ def test_symbols_the_stream_lacks_come_from_rest(tmp_path: Path) -> None:
 
 
 def test_second_daemon_on_the_same_file_stops_and_names_the_first(tmp_path: Path) -> None:
-    """Only one daemon writes a file; the other says whose it is."""
+    """Only one daemon writes a file; the other says whose it is, and ends with a status that is not 78."""
     with Exchange(tick_s=0.5) as exchange, Daemon(exchange, tmp_path) as first:
         first.wait_for_live()
         with Daemon(exchange, tmp_path) as second:
-            assert second.wait() not in (0, EX_CONFIG)
-            assert f"pid {first.process.pid}" in second.log[-1]
+            assert second.wait() == EX_TEMPFAIL
+            assert [line for line in second.log if " ERROR " in line] == [second.log[-1]]
+            assert f"is already written by the daemon with pid {first.process.pid}" in second.log[-1]
         first.wait_for_newer_data()
         assert first.state()["daemon_pid"] == first.process.pid
+
+
+def test_second_daemon_under_systemd_waits_and_takes_over(tmp_path: Path) -> None:
+    """Systemd would start it anew each second for ever: it waits instead, says so once, and goes on where it can."""
+    with Exchange(tick_s=0.5) as exchange, Daemon(exchange, tmp_path) as first, service_manager(tmp_path) as manager:
+        first.wait_for_live()
+        with Daemon(exchange, tmp_path, NOTIFY_SOCKET=manager.getsockname()) as second:
+            for _ in range(3):  # a second apart
+                assert b"STATUS=waiting: " in manager.recv(4096)
+            assert len([line for line in second.log if " ERROR " in line]) == 1
+            assert f"pid {first.process.pid}" in second.wait_for_line("ERROR +waiting cause=")
+            first.terminate()
+            second.wait_for_live()
+            assert b"READY=1" in second_notification(manager)
+
+
+@contextlib.contextmanager
+def service_manager(folder: Path) -> Iterator[socket.socket]:
+    """Listen as systemd does for what a service tells it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(folder / "notify"))
+        manager.settimeout(PATIENCE_S)
+        yield manager
+
+
+def second_notification(manager: socket.socket) -> bytes:
+    """Return the next notification that is not about waiting."""
+    while b"waiting" in (told := manager.recv(4096)):
+        pass
+    return told
+
+
+def test_second_daemon_under_systemd_can_be_stopped(tmp_path: Path) -> None:
+    """With status 0, while it waits for the first one to end."""
+    with Exchange(tick_s=0.5) as exchange, Daemon(exchange, tmp_path) as first, service_manager(tmp_path) as manager:
+        first.wait_for_live()
+        with Daemon(exchange, tmp_path, NOTIFY_SOCKET=manager.getsockname()) as second:
+            second.wait_for_line("waiting cause=")
+            assert second.terminate() < 3
+            assert second.process.returncode == 0
 
 
 def test_restart_takes_over_records_with_their_old_times(tmp_path: Path) -> None:
@@ -144,7 +191,33 @@ def test_state_file_in_a_missing_folder_is_a_wrong_setting(tmp_path: Path) -> No
     """Nobody could mend it by waiting: status 78, naming the variable."""
     with Program("binance_funding_ws_daemon.py", tmp_path, {"STATE_FILE": "/no/such/folder/file.json"}) as program:
         assert program.wait() == EX_CONFIG
-        assert "STATE_FILE=/no/such/folder/file.json" in program.log[-1]
+        assert len(program.log) == 1
+        assert "STATE_FILE=/no/such/folder/file.json is not allowed: no such directory" in program.log[0]
+
+
+def test_state_file_that_is_no_regular_file_is_a_wrong_setting(tmp_path: Path) -> None:
+    """A device or a directory must not be replaced."""
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("folder", "fifo"):
+        with Program("binance_funding_ws_daemon.py", tmp_path, {"STATE_FILE": name}) as program:
+            assert program.wait() == EX_CONFIG
+            assert len(program.log) == 1
+            assert f"STATE_FILE={name} is not allowed: " in program.log[0]
+    assert sorted(os.listdir(tmp_path)) == ["fifo", "folder"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ALL_PROXY", "socks5://127.0.0.1:1080"), ("https_proxy", "http://:x"), ("SSL_CERT_FILE", "/no/such/file.pem")],
+)
+def test_wrong_setting_of_the_system_stops_with_78_and_one_line(tmp_path: Path, name: str, value: str) -> None:
+    """A proxy that cannot be used, certificates that cannot be read: both are the operator's to mend."""
+    with Program("binance_funding_ws_daemon.py", tmp_path, {name: value}) as program:
+        assert program.wait() == EX_CONFIG
+        assert len(program.log) == 1
+        assert name in program.log[0]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("script", ["binance_funding_ws_daemon.py", "funding_api_server.py"])
@@ -196,24 +269,50 @@ def _trickling(exchange: Exchange, daemon: Daemon) -> None:
         pytest.param(lambda exchange: None, _trickling, id="trickling"),
     ],
 )
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_signal_ends_the_daemon_within_3_seconds(
-    tmp_path: Path, arrange: object, reach: object, signum: signal.Signals
+def test_sigterm_ends_the_daemon_within_3_seconds(
+    tmp_path: Path, arrange: Callable[[Exchange], None], reach: Callable[[Exchange, Daemon], None]
 ) -> None:
     """Exit status 0 from every state, with a last complete file and no traceback."""
     with Exchange(tick_s=0.5) as exchange:
-        assert callable(arrange)
-        assert callable(reach)
         arrange(exchange)
         with Daemon(exchange, tmp_path, SILENCE_SECONDS=20, REST_TIMEOUT_SECONDS=20) as daemon:
             daemon.wait_for_line("starting")
             eventually(daemon.state, "a state file")
             reach(exchange, daemon)
-            took_s = daemon.terminate(signum)
+            assert daemon.terminate() < 3
             assert daemon.process.returncode == 0
-            assert took_s < 3
             assert not any("Traceback" in line for line in daemon.log)
             assert daemon.state()["version"] == 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_other_signals_end_it_likewise(tmp_path: Path, signum: signal.Signals) -> None:
+    """Ctrl-C, and a terminal that is closed."""
+    with Exchange(tick_s=0.5) as exchange, Daemon(exchange, tmp_path) as daemon:
+        daemon.wait_for_live()
+        assert daemon.terminate(signum) < 3
+        assert daemon.process.returncode == 0
+        daemon.wait_for_line("stopping cause=signal")
+
+
+def test_stderr_whose_reader_stands_still_disturbs_nothing(tmp_path: Path) -> None:
+    """The pipe is full: the stream is read and reconnects, REST is asked, the file is written, and SIGTERM heeded."""
+    settings = {"LOG_LEVEL": "DEBUG", "REST_POLL_SECONDS": 0.1}
+    with Exchange(tick_s=0.25) as exchange, Daemon(exchange, tmp_path, **settings) as daemon:
+        assert daemon.process.stdout is not None
+        fcntl.fcntl(daemon.process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        daemon.wait_for_live()
+        daemon.reading.clear()
+        polls = daemon.status()["rest"]["polls"]
+        eventually(lambda: daemon.status()["rest"]["polls"] > polls + 60, "polls, each with a line for the log")
+        exchange.reset()
+        eventually(lambda: daemon.status()["disconnects"] == 2, "two losses in the file")
+        daemon.wait_for_live()
+        daemon.wait_for_newer_data()
+        started_s = time.monotonic()
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(PATIENCE_S) == 0
+        assert time.monotonic() - started_s < 3
 
 
 def test_heartbeat_rewrites_the_file_without_any_data(tmp_path: Path) -> None:

@@ -1,0 +1,167 @@
+"""Either source alone is enough: with default settings no outage of the stream, of whatever kind, leads to old data.
+
+All outages run at once, each with an exchange and a daemon of its own, since each of them lasts for 65 s.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.exchange import ALL, FUTURE, Exchange, Market
+from tests.support.programs import Daemon
+from tests.support.sampling import Sampler, oldest_age_s
+from tests.support.waiting import eventually
+
+OUTAGE_S = 65.0
+OLDEST_S = 12.0
+BACK_WITHIN_S = 12.0
+MOST_REQUESTS, MOST_WEIGHT = 15, 70
+_AGAIN_EVERY_S = 1.0
+_DEFAULTS = {
+    "SILENCE_SECONDS": 15,
+    "STALE_SECONDS": 180,
+    "RECONNECT_MIN_SECONDS": 0.5,
+    "RECONNECT_MAX_SECONDS": 60,
+    "REST_POLL_SECONDS": 60,
+    "REST_FALLBACK_SECONDS": 10,
+    "REST_TIMEOUT_SECONDS": 10,
+    "HEARTBEAT_SECONDS": 5,
+}
+
+Fault = Callable[[Exchange], object]
+
+
+class Outage(NamedTuple):
+    """How the stream goes away, and what is done every second while it is away."""
+
+    begin: Fault
+    again: Fault = lambda _exchange: None
+
+
+def silenced(exchange: Exchange) -> None:
+    """Let no connection bring data."""
+    exchange.silence(FUTURE)
+    exchange.silence(ALL)
+
+
+def refused(exchange: Exchange) -> None:
+    """Lose all connections and refuse new ones."""
+    exchange.refuse_handshakes(503)
+    exchange.reset(ALL)
+
+
+def half(exchange: Exchange) -> None:
+    """Let one of the two messages of a tick stay away."""
+    exchange.only_first_message(FUTURE)
+    exchange.only_first_message(ALL)
+
+
+def stalled(exchange: Exchange) -> None:
+    """Turn all connections into black holes."""
+    exchange.stall(FUTURE)
+    exchange.stall(ALL)
+
+
+OUTAGES = {
+    "refused": Outage(refused),
+    "unreachable": Outage(lambda exchange: exchange.down(rest=False)),
+    "reset again and again": Outage(lambda exchange: exchange.reset(), lambda exchange: exchange.reset()),
+    "silent": Outage(silenced),
+    "black hole": Outage(stalled),
+    "garbage": Outage(silenced, lambda exchange: exchange.send("{")),
+    "empty": Outage(silenced, lambda exchange: exchange.send_rows([])),
+    "half the market": Outage(half),
+}
+
+
+class Result(NamedTuple):
+    """What became of one daemon."""
+
+    oldest_s: float
+    """Greatest age of any record, as of the exchange."""
+    gaps: list[str]
+    """Causes of all gaps."""
+    back_after_s: float
+    most_requests: int
+    """REST requests in any 60 s from the beginning of the outage on."""
+    most_weight: int
+    log: list[str]
+
+
+def live_through(outage: Outage, folder: Path) -> Result:
+    """Run a daemon with default settings through one outage."""
+    market = Market(usd_m=15, tradfi=10, coin_m=2, fundless=2)
+    with Exchange(market) as exchange, Daemon(exchange, folder, **_DEFAULTS) as daemon:
+        daemon.wait_for_live()
+        daemon.wait_for_newer_data()
+        with Sampler(lambda: oldest_age_s(exchange, daemon)) as sampler:
+            began_s = time.time()
+            outage.begin(exchange)
+            stop = threading.Event()
+            while time.time() < began_s + OUTAGE_S:
+                stop.wait(_AGAIN_EVERY_S)
+                with contextlib.suppress(LookupError):  # no connection is there at the moment
+                    outage.again(exchange)
+            back_after_s = end(exchange, daemon)
+        requests = [one for one in exchange.rest_requests if one.at_s > began_s]
+        return Result(
+            oldest_s=max(sampler.samples),
+            gaps=[gap["cause"] for gap in daemon.state()["gaps"]],
+            back_after_s=back_after_s,
+            most_requests=most_in_a_minute([(one.at_s, 1) for one in requests]),
+            most_weight=most_in_a_minute([(one.at_s, weight(one.path)) for one in requests]),
+            log=daemon.log,
+        )
+
+
+def end(exchange: Exchange, daemon: Daemon) -> float:
+    """End every outage; return after how many seconds the stream brings the market again."""
+    exchange.behave(FUTURE)
+    with contextlib.suppress(LookupError):
+        exchange.behave(ALL)
+    exchange.accept_handshakes()
+    exchange.up()
+    ended_s = time.monotonic()
+    eventually(lambda: daemon.status().get("connections", 0) >= 1, "a live connection")
+    eventually(lambda: not daemon.status().get("fallback_active", True), "the end of the fallback")
+    return time.monotonic() - ended_s
+
+
+def weight(path: str) -> int:
+    """Return the weight of a request."""
+    return 10 if "premiumIndex" in path else 1 if "time" in path else 0
+
+
+def most_in_a_minute(amounts: list[tuple[float, int]]) -> int:
+    """Return the greatest sum of the amounts within any 60 s, given with their times."""
+    return max(sum(n for at_s, n in amounts if 0 <= at_s - start_s < 60) for start_s, _ in amounts)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """Live through all outages side by side."""
+    with ThreadPoolExecutor(len(OUTAGES)) as pool:
+        running = {
+            name: pool.submit(live_through, outage, tmp_path_factory.mktemp("host")) for name, outage in OUTAGES.items()
+        }
+        return {name: one.result() for name, one in running.items()}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("name", OUTAGES)
+def test_an_outage_of_the_stream_leads_to_no_old_data(results: dict[str, Result], name: str) -> None:
+    """Nothing older than 12 s, no gap, back on the stream within 12 s, Binance's limits kept, few lines in the log."""
+    result = results[name]
+    assert result.oldest_s <= OLDEST_S
+    assert result.gaps == []
+    assert result.back_after_s <= BACK_WITHIN_S
+    assert result.most_requests <= MOST_REQUESTS
+    assert result.most_weight <= MOST_WEIGHT
+    assert len(result.log) <= 40, "\n".join(result.log)
+    assert not any("Traceback" in line for line in result.log)
