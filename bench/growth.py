@@ -14,7 +14,7 @@ from bench.server import running_server, slowest_ms
 from bench.subjects import Subject, market_of, next_messages, running_daemon
 from bench.table import Line, markdown
 from tests.exchange import Exchange, Market
-from tests.programs import STATE_FILE
+from tests.support.programs import STATE_FILE
 
 _ROWS = (1_000, 10_000, 50_000)
 _WARM_UP_TICKS, _TICKS = 2, 7

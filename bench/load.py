@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.machine import child_of, cpu_s, on_measured_core
-from tests.programs import eventually, free_port
+from tests.support.programs import free_port
+from tests.support.waiting import eventually
 
 CLIENTS = 64
 _SECONDS = 2

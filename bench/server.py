@@ -18,7 +18,7 @@ from bench.rewriter import Rewriter
 from bench.subjects import next_messages, running_daemon
 from bench.table import Line, markdown
 from tests.exchange import Exchange, Market
-from tests.programs import STATE_FILE, Program, free_port
+from tests.support.programs import STATE_FILE, Program, free_port
 
 _REPEATS = 3
 _IDLE_CONNECTIONS = 1024

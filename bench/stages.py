@@ -11,13 +11,13 @@ from typing import TypeVar
 
 from bench.machine import on_measured_core
 from bench.subjects import Messages
-from binance_funding.book import Book
-from binance_funding.clock import Clock
-from binance_funding.history import History
-from binance_funding.publisher import Renderer
-from binance_funding.rates import decode_stream
+from binance_funding.daemon.book import Book
+from binance_funding.daemon.context import Context
+from binance_funding.daemon.publisher import Annotations, Renderer
+from binance_funding.daemon.rates import decode_stream
+from binance_funding.daemon.supervisor import GARBAGE_THRESHOLD
+from binance_funding.settings import Settings
 from binance_funding.state_file import StateFile
-from binance_funding_ws_daemon import GARBAGE_THRESHOLD
 
 _T = TypeVar("_T")
 
@@ -26,10 +26,11 @@ class Stages:
     """The parts of one tick with one connection, each timed every time `take` is called."""
 
     def __init__(self, folder: Path) -> None:
-        self._clock = Clock()
-        self._book = Book(self._clock, History(), silence_s=15, stale_s=180, trouble=str)
-        self._renderer = Renderer()
-        self._interval_hours: dict[str, int] = {}
+        context = Context(Settings())
+        self._clock = context.clock
+        self._book = Book(context)
+        self._renderer = Renderer(context.exchange_clock)
+        self._annotations = Annotations({}, frozenset(), None, frozenset())
         self._file = StateFile(str(folder / "stages.json"))
         self._tick_s: dict[str, float] = {}
         self._taken_s: dict[str, list[float]] = {}
@@ -48,14 +49,12 @@ class Stages:
             self._taken_s.setdefault(name, []).append(seconds)
 
     def _take_one(self, payload: bytes) -> None:
-        received = self._clock.now()
+        received_s = self._clock.steady_s()
         self._timed("parsing alone", lambda: json.loads(payload.decode()))
-        rates = self._timed("parsing and checking every row", lambda: decode_stream(payload, received)).rates
+        rates = self._timed("parsing and checking every row", lambda: decode_stream(payload, received_s)).rates
         self._timed("newest of each symbol", lambda: self._book.merge(rates))
         newest = self._book.rates()
-        texts = self._timed(
-            "rendering the new records", lambda: self._renderer.render(newest, 0.0, self._interval_hours)
-        )
+        texts = self._timed("rendering the new records", lambda: self._renderer.render(newest, 0.0, self._annotations))
         self._timed("writing the file", lambda: self._file.write(texts, {}, {}))
 
     def _timed(self, name: str, work: Callable[[], _T]) -> _T:

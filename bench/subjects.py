@@ -11,7 +11,7 @@ from typing import NamedTuple
 from bench.feeder import Feeder
 from bench.machine import cpu_s, on_measured_core, settled_cpu_s
 from tests.exchange import Exchange, Market
-from tests.programs import STATE_FILE, Program
+from tests.support.programs import STATE_FILE, Program
 
 _LOOK_EVERY_S = 0.0001
 _PATIENCE_S = 30.0
