@@ -5,6 +5,7 @@ A thread of its own writes them, so that a reader of stderr that stands still bl
 """
 
 import logging
+import math
 import os
 import queue
 import re
@@ -76,10 +77,27 @@ class _Trouble:
     wait_s: float
     lines_ahead: int = _LINES_AHEAD
     suppressed: int = 0
-    logged: bool = True
+    is_logged: bool = False
     """Whether anything was logged since it came, or came back."""
-    resolved_s: float | None = None
+    resolved_s: float = math.inf
     causes: set[str] = field(default_factory=set)
+
+    def come_back(self, now_s: float) -> None:
+        self.since_s, self.resolved_s, self.is_logged = now_s, math.inf, False
+        self.causes.clear()
+
+    def is_due(self, kind: str, now_s: float) -> bool:
+        """Tell whether it is to be logged now, and count on that."""
+        if now_s >= self.next_s:
+            self.next_s = now_s + self.wait_s
+            self.wait_s = min(2 * self.wait_s, _LONGEST_WAIT_S)
+        elif kind not in self.causes and self.lines_ahead > 0:
+            self.lines_ahead -= 1
+        else:
+            return False
+        self.is_logged = True
+        self.causes.add(kind)
+        return True
 
 
 class LogThrottle:
@@ -102,46 +120,32 @@ class LogThrottle:
         """Log the event with its cause, if it has one, unless it was logged lately."""
         now_s, kind = self._steady_s(), _NUMBER.sub("", _QUOTATION.split(cause, maxsplit=1)[0])
         with self._lock:
-            suppressed = self._due(event, kind, now_s)
-        if suppressed is not None:
-            because: dict[str, Any] = {"cause": cause} if cause else {}
-            repeated: dict[str, Any] = {"repeated": suppressed} if suppressed else {}
-            self._logger.log(level, event, exc_info=exc_info, **because, **facts, **repeated)
-
-    def _due(self, event: str, kind: str, now_s: float) -> int | None:
-        """Take note of the trouble; return how often it was suppressed if it is to be logged now, else None."""
-        trouble = self._troubles.get(event)
-        if trouble is None or (trouble.resolved_s is not None and now_s - trouble.resolved_s > self._first_wait_s):
-            self._troubles[event] = _Trouble(now_s, now_s + self._first_wait_s, self._first_wait_s, causes={kind})
-            return 0
-        is_new = kind not in trouble.causes
-        if trouble.resolved_s is not None:
-            trouble.since_s, trouble.resolved_s, trouble.logged, is_new = now_s, None, False, True
-        if now_s >= trouble.next_s:
-            trouble.wait_s = min(2 * trouble.wait_s, _LONGEST_WAIT_S)
-            trouble.next_s = now_s + trouble.wait_s
-        elif is_new and trouble.lines_ahead > 0:
-            trouble.lines_ahead -= 1
-        else:
-            trouble.suppressed += 1
-            return None
-        trouble.logged = True
-        trouble.causes.add(kind)
-        suppressed, trouble.suppressed = trouble.suppressed, 0
-        return suppressed
+            trouble = self._troubles.get(event)
+            if trouble is None or now_s - trouble.resolved_s > self._first_wait_s:
+                trouble = self._troubles[event] = _Trouble(now_s, next_s=now_s, wait_s=self._first_wait_s)
+            if trouble.resolved_s < math.inf:
+                trouble.come_back(now_s)
+            if not trouble.is_due(kind, now_s):
+                trouble.suppressed += 1
+                return
+            suppressed, trouble.suppressed = trouble.suppressed, 0
+        because: dict[str, Any] = {"cause": cause} if cause else {}
+        repeated: dict[str, Any] = {"repeated": suppressed} if suppressed else {}
+        self._logger.log(level, event, exc_info=exc_info, **because, **facts, **repeated)
 
     def resolve(self, *events: str, log_as: str = "", level: int = logging.INFO, **facts: Any) -> None:
         """End these troubles; where one of them had been logged, log that it is over (`log_as`)."""
-        now_s, lasted_s = self._steady_s(), list[float]()
+        now_s = self._steady_s()
         with self._lock:
-            for trouble in map(self._troubles.get, events):
-                if trouble is not None and trouble.resolved_s is None:
-                    trouble.resolved_s = now_s
-                    if trouble.logged:
-                        trouble.suppressed = 0
-                        lasted_s.append(now_s - trouble.since_s)
-        if lasted_s and log_as:
-            self._logger.log(level, log_as, after_s=max(lasted_s), **facts)
+            known = filter(None, map(self._troubles.get, events))
+            over = [trouble for trouble in known if trouble.resolved_s == math.inf]
+            for trouble in over:
+                trouble.resolved_s = now_s
+                if trouble.is_logged:
+                    trouble.suppressed = 0
+        lasted_s = max((now_s - trouble.since_s for trouble in over if trouble.is_logged), default=None)
+        if lasted_s is not None and log_as:
+            self._logger.log(level, log_as, after_s=lasted_s, **facts)
 
 
 class _JournalFormatter(logging.Formatter):

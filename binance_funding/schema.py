@@ -64,7 +64,10 @@ class Field:
         Raises ValueError where one is missing or not what it should be.
         """
         try:
-            values = [member[self.name] if self.required else member.get(self.name, self.default) for member in members]
+            if self.required:
+                values = [member[self.name] for member in members]
+            else:
+                values = [member.get(self.name, self.default) for member in members]
         except KeyError:
             raise ValueError(f"{self.name} is missing") from None
         may_be_null = self.default is None and not self.required
@@ -73,16 +76,19 @@ class Field:
 
     def _check(self, values: list[Any]) -> None:
         """Raise ValueError where one is not what it should be. None of them is NaN: that is not JSON."""
-        if not set(map(type, values)) <= self.kind.types:
-            raise ValueError(f"{self.name} has the wrong type")
-        if self.kind.types is _NUMBER and values and not -1e300 < min(values) <= max(values) < 1e300:
-            raise ValueError(f"{self.name} is too large")
+        self._check_type(values, self.kind.types)
         if self.allowed and not set(values) <= set(self.allowed):
             raise ValueError(f"{self.name} is none of {', '.join(map(str, self.allowed))}")
         if self.kind.members:
             held = [one for value in values for one in (value.values() if type(value) is dict else value)]
-            if not set(map(type, held)) <= self.kind.members:
-                raise ValueError(f"{self.name} holds a value of the wrong type")
+            self._check_type(held, self.kind.members)
+
+    def _check_type(self, values: list[Any], types: frozenset[type]) -> None:
+        if not set(map(type, values)) <= types:
+            raise ValueError(f"{self.name} has the wrong type")
+        # No integer too large for a float either, nor infinity, as which JSON's larger numbers are read.
+        if types is _NUMBER and values and not -1e300 < min(values) <= max(values) < 1e300:
+            raise ValueError(f"{self.name} is too large")
 
 
 Section = tuple[Field, ...]
@@ -192,20 +198,15 @@ QUARTER: Section = (
     Field("worst", SECONDS, "greatest age of the data", default=0),
 )
 
-_RECORD_TEXT = "%s:{" + ",".join(f'"{one.name}":{one.kind.render}' for one in RECORD) + "%s}"
 
+def record_template(symbol_text: str, marks: Mapping[str, bool]) -> str:
+    """Return what, with the operator % and the values in the order of RECORD, writes one member of `funding_state`.
 
-def record_text(symbol_text: str, *values: Any, marks: str = "") -> bytes:
-    """Write one member of `funding_state`: the symbol as JSON text, then the values in the order of RECORD.
-
-    Decimals are given as texts that are JSON numbers; `marks` as `marks_text` returns them.
+    The symbol is given as JSON text, and decimals are to be given as texts that are JSON numbers.
     """
-    return (_RECORD_TEXT % (symbol_text, *values, marks)).encode()
-
-
-def marks_text(marks: Mapping[str, bool]) -> str:
-    """Write the marks that are true, to follow the other members of a record."""
-    return "".join(f',"{one.name}":true' for one in MARKS if marks[one.name])
+    members = [f'"{one.name}":{one.kind.render}' for one in RECORD]
+    members += [f'"{one.name}":true' for one in MARKS if marks[one.name]]
+    return f"{symbol_text.replace('%', '%%')}:{{{','.join(members)}}}"
 
 
 def complete(section: Section, members: list[dict[str, Any]]) -> list[dict[str, Any]]:

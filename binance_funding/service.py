@@ -22,6 +22,8 @@ EX_OK, EX_UNAVAILABLE, EX_SOFTWARE, EX_CANTCREAT, EX_TEMPFAIL = 0, 69, 70, 73, 7
 
 _log = EventLogger(__name__)
 T = TypeVar("T")
+Explain = Callable[[OSError], tuple[str, int]]
+"""Makes a sentence and an exit status of what failed."""
 
 
 def notify(state: str) -> bool:
@@ -114,17 +116,12 @@ def on_signals(stop: Callable[[], None]) -> None:
         signal.signal(signum, first)
 
 
-def acquire(
-    attempt: Callable[[], T],
-    explain: Callable[[OSError], tuple[str, int]],
-    stop: StopRequest,
-    retry_s: float = 1.0,
-) -> T:
+def acquire(attempt: Callable[[], T], explain: Explain, stop: StopRequest, retry_s: float = 1.0) -> T:
     """Return what `attempt` returns. For the start, in the main thread.
 
-    Where it raises OSError the program exits, with the sentence and the status that `explain` makes of it. Not so under
-    systemd, which would start it anew each second for ever: there the sentence is logged, seldom, and the attempt made
-    again every second, until it succeeds or a stop is requested.
+    Where it raises OSError the program exits, with the sentence and the status for it. Not so under systemd, which
+    would start it anew each second for ever: there the sentence is logged, seldom, and the attempt made again every
+    second, until it succeeds or a stop is requested.
     """
     throttle = LogThrottle(_log, time.monotonic)
     while True:

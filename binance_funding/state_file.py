@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import itertools
 import json
-import math
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -77,7 +76,7 @@ class StateFile:
         os.close(lost_fd)
 
     def write(self, records: Iterable[bytes], header: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
-        """Replace the file by `header`, `funding_state` (texts of `schema.record_text`) and `rest`. Raises OSError."""
+        """Replace the file by `header`, `funding_state` (of `schema.record_template`) and `rest`. Raises OSError."""
         self._keep_lock()
         # Joined as bytes: one symbol of other letters than ASCII would widen the text of all of them.
         # A record a line, for grep.
@@ -134,18 +133,11 @@ def _read_bytes(path: str) -> bytes:
 
 
 def _parse(content: bytes) -> Any:
-    state = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+    state = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     if b"\\ud" in content.lower():
         # Perhaps half a surrogate pair: let in, it could not be written again.
         json.dumps(state, ensure_ascii=False).encode()
     return state
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is too large")
-    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -1,14 +1,16 @@
 """A whole day of faults in minutes: the real daemon, the simulated exchange, every interval divided by the speed.
 
 `python -m tests.soak --speed 60 --hours 24 --seed 1` prints what was done and a report, and ends with status 1 if
-data had a gap while the exchange could be reached, or if memory, descriptors or threads leaked. The same seed makes
-the same faults at the same times.
+data grew too old while either stream or REST could be had, or if memory, descriptors or threads leaked. The same seed
+makes the same faults at the same times.
 
-All seconds that are printed are the day's, not the clock's. A host that stands still for a tenth of a second makes a
-gap of 6 s at this speed: run it on one that has nothing else to do.
+All seconds that are printed are the day's, not the clock's. What the daemon takes to notice and to attempt again is
+not sped up (REST looks at the stream every second, attempts have an allowance), and at this speed a host that stands
+still for a tenth of a second costs 6 s: run it on one that has nothing else to do.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import sys
@@ -17,18 +19,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.exchange import Exchange, Market
-from tests.programs import Daemon, eventually
+from tests.exchange import ALL, FUTURE, Exchange, Market
+from tests.support.programs import Daemon
+from tests.support.waiting import eventually
 
-GAP_S = 10.0
 MEMORY_GROWTH_KB = 5 * 1024
 HOUR_S = 3600.0
 
-# What the daemon may take, on the clock, to find the exchange again: its allowance of attempts is not sped up.
+# What the daemon may take, on the clock, to notice that the stream is gone, and to find the exchange again.
 RECOVERY_CLOCK_S = 2.5
 
 # A sixth of what Binance grants: with faults that often, no connection would live to see its 24th hour.
@@ -66,41 +67,36 @@ def resources(pid: int) -> Resources:
 
 @dataclass
 class Watch:
-    """Follows the state file: between which two advances of the data most time passed, outages on purpose apart."""
+    """Follows the state file: how old its oldest record is as of the exchange, outages of everything apart."""
 
+    exchange: Exchange
     daemon: Daemon
     speed: float
     outages: list[tuple[float, float]] = field(default_factory=list)
     """Wall times between which nothing could be had, the recovery included."""
     stop: threading.Event = field(default_factory=threading.Event)
-    advances: list[float] = field(default_factory=list)
+    ages: list[tuple[float, float]] = field(default_factory=list)
+    """Wall time and age in seconds of the clock, for every look."""
 
     def run(self) -> None:
-        """Note each time at which the newest data advanced, by the daemon's own account."""
+        """Look a hundred times a second."""
         while not self.stop.wait(0.01):
-            records = self.daemon.records()
-            newest_s = max((record["updatedAt"] for record in records.values()), default=0.0)
-            if newest_s and (not self.advances or newest_s > self.advances[-1]):
-                self.advances.append(newest_s)
+            oldest_ms = min((record["eventTime"] for record in self.daemon.records().values()), default=None)
+            if oldest_ms is not None:
+                self.ages.append((time.time(), (self.exchange.now_ms() - oldest_ms) / 1000))
 
-    def gaps(self) -> list[tuple[float, float, bool]]:
-        """Return (wall time of the start, seconds of the day, on purpose) of everything longer than a gap may be."""
-        found = []
-        for start_s, end_s in pairwise(self.advances):
-            length_s = (end_s - start_s) * self.speed
-            if length_s > GAP_S:
-                on_purpose = any(begin_s <= end_s and start_s <= until_s for begin_s, until_s in self.outages)
-                found.append((start_s, length_s, on_purpose))
-        return found
-
-    def worst_age_s(self) -> float:
-        """Return the longest time, in seconds of the day, that passed outside of outages."""
+    def worst(self) -> tuple[float, float]:
+        """Return wall time and greatest age, in seconds of the day, outside of outages."""
         calm = [
-            (end_s - start_s) * self.speed
-            for start_s, end_s in pairwise(self.advances)
-            if not any(begin_s <= end_s and start_s <= until_s for begin_s, until_s in self.outages)
+            (at_s, age_s * self.speed)
+            for at_s, age_s in self.ages
+            if not any(begin_s <= at_s <= until_s for begin_s, until_s in self.outages)
         ]
-        return max(calm, default=0.0)
+        return max(calm, key=lambda look: look[1])
+
+    def most_s(self) -> float:
+        """Return the greatest age allowed, in seconds of the day: until noticed, and until REST has answered."""
+        return _SETTINGS_S["SILENCE_SECONDS"] + _SETTINGS_S["REST_FALLBACK_SECONDS"] + RECOVERY_CLOCK_S * self.speed
 
 
 class Day:
@@ -116,6 +112,7 @@ class Day:
             (8, self._lose_one),
             (2, self._lose_all),
             (3, self._rest_fails),
+            (2, self._stream_lags),
             (1, self._stream_down),
             (1, self._all_down),
         ]
@@ -137,43 +134,54 @@ class Day:
         print(f"  {what}", flush=True)
 
     def _lose_one(self) -> None:
-        ways = ["drop", "reset", "stall", "silence", "stand_still", "send_half_frame", "trickle", "close"]
+        ways = ["drop", "reset", "stall", "silence", "stand_still", "send_half_frame", "trickle", "close", "lag"]
         way = self._random.choice(ways)
         if len(self._exchange.live) < 2:
             return
         record = self._exchange.live[self._random.randrange(2)]
         self._note(f"one connection: {way}")
-        getattr(self._exchange, way)(which=record)
+        options = {"growing_s_per_s": 0.5} if way == "lag" else {}
+        getattr(self._exchange, way)(which=record, **options)
 
     def _lose_all(self) -> None:
         way = self._random.choice(["drop", "reset", "close"])
         self._note(f"all connections at once: {way}")
-        begin_s = time.time()
         getattr(self._exchange, way)()
-        self._watch.outages.append((begin_s, time.time() + RECOVERY_CLOCK_S))
 
     def _rest_fails(self) -> None:
-        way = self._random.choice(["rest_hang", "rest_html", "rest_garbage", "rest_reset", "rest_trickle"])
+        ways = ["rest_hang", "rest_html", "rest_empty", "rest_garbage", "rest_reset", "rest_trickle"]
+        way = self._random.choice(ways)
         minutes = self._random.uniform(5, 40)
         self._note(f"REST for {minutes:.0f} min: {way}")
         getattr(self._exchange, way)()
         self._pass(minutes * 60)
         self._exchange.rest_ok()
 
+    def _stream_lags(self) -> None:
+        minutes = self._random.uniform(4, 15)
+        self._note(f"stream lags for {minutes:.0f} min")
+        with contextlib.suppress(LookupError):
+            self._exchange.lag(ALL, growing_s_per_s=0.5)
+        self._exchange.lag(FUTURE, behind_s=60 / self._speed)
+        self._pass(minutes * 60)
+        self._exchange.behave(FUTURE)
+        with contextlib.suppress(LookupError):
+            self._exchange.behave(ALL)
+
     def _stream_down(self) -> None:
-        self._outage("stream", rest=False)
+        self._down_for("stream", rest=False)
 
     def _all_down(self) -> None:
-        self._outage("everything", rest=True)
+        begin_s = time.time()
+        self._down_for("everything", rest=True)
+        self._watch.outages.append((begin_s, time.time() + RECOVERY_CLOCK_S))
 
-    def _outage(self, what: str, *, rest: bool) -> None:
+    def _down_for(self, what: str, *, rest: bool) -> None:
         minutes = self._random.uniform(4, 15)
         self._note(f"{what} down for {minutes:.0f} min")
-        begin_s = time.time()
         self._exchange.down(rest=rest)
         self._pass(minutes * 60)
         self._exchange.up(rest=rest)
-        self._watch.outages.append((begin_s, time.time() + RECOVERY_CLOCK_S))
 
 
 def _settings(speed: float) -> dict[str, str]:
@@ -190,19 +198,15 @@ def _settled(daemon: Daemon) -> Resources:
 
 def _report(day: Day, watch: Watch, status: dict[str, Any], before: Resources, after: Resources) -> list[str]:
     """Print the report; return what is not as it should be."""
-    gaps = watch.gaps()
-    unwanted = [gap for gap in gaps if not gap[2]]
+    worst_at_s, worst_s = watch.worst()
     print(f"faults made            {len(day.done)}")
-    print(f"worst data age         {watch.worst_age_s():.1f} s outside of outages on purpose")
-    print(
-        f"gaps over {GAP_S:.0f} s         {len(unwanted)} unwanted, {len(gaps) - len(unwanted)} in outages on purpose"
-    )
+    print(f"worst data age         {worst_s:.1f} s, at most {watch.most_s():.1f} s, while stream or REST could be had")
     print(f"disconnections         {status['disconnects']} unplanned, {status['planned_disconnects']} planned")
     print(f"attempts after failure {status['reconnect_attempts']}")
     print(f"memory                 {before.memory_kb} kB -> {after.memory_kb} kB")
     print(f"descriptors            {before.descriptors} -> {after.descriptors}")
     print(f"threads                {before.threads} -> {after.threads}")
-    faults = [f"gap of {length_s:.1f} s at {start_s:.3f}" for start_s, length_s, _ in unwanted]
+    faults = [f"data {worst_s:.1f} s old at {worst_at_s:.3f}"] if worst_s > watch.most_s() else []
     if after.memory_kb - before.memory_kb > MEMORY_GROWTH_KB:
         faults.append("memory grew by more than 5 MB")
     if after.descriptors > before.descriptors:
@@ -235,7 +239,7 @@ def main() -> int:
         urls = f"{exchange.retired_url},{exchange.ws_url}"
         with Daemon(exchange, Path(folder), **{**_settings(speed), "BINANCE_WS_URLS": urls}) as daemon:
             before = _settled(daemon)
-            watch = Watch(daemon, speed)
+            watch = Watch(exchange, daemon, speed)
             watcher = threading.Thread(target=watch.run, name="watch")
             watcher.start()
             day = Day(exchange, watch, speed, given.seed)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..schema import HEADER, USUAL_INTERVAL_HOURS, VERSION, declared, marks_text, record_text
+from ..schema import HEADER, USUAL_INTERVAL_HOURS, VERSION, declared, record_template
 from ..state_file import StateFile
 from .book import Book
 from .context import Context
@@ -33,9 +33,8 @@ class Annotations(NamedTuple):
 class _Member:
     """What of one symbol's member stays the same, and the member as it was rendered last."""
 
-    name: str
+    template: str
     interval_hours: int
-    marks: str
     rate: FundingRate | None = None
     text: bytes = b""
 
@@ -57,16 +56,17 @@ class Renderer:
             self._wall_minus_steady_s, self._offset_s = wall_minus_steady_s, offset_s
             self._annotations = annotations
             self._members.clear()
-        return [self._text(rate) for rate in rates]
-
-    def _text(self, rate: FundingRate) -> bytes:
-        member = self._members.get(rate.symbol) or self._new_member(rate.symbol)
-        if member.rate is not rate:
-            _, decimals, next_funding_time_ms, event_time_ms, source, _ = rate
-            updated_at_s = self._exchange_clock.as_of_s(rate) + self._wall_minus_steady_s
-            values = *decimals, next_funding_time_ms, event_time_ms, updated_at_s, member.interval_hours, source
-            member.rate, member.text = rate, record_text(member.name, *values, marks=member.marks)
-        return member.text
+        wall_s, as_of_s = self._wall_minus_steady_s, self._exchange_clock.event_as_of_s
+        texts = []
+        for rate in rates:
+            member = self._members.get(rate[0]) or self._new_member(rate[0])
+            if member.rate is not rate:
+                _, decimals, next_funding_time_ms, event_time_ms, source, received_s = rate
+                updated_at_s = as_of_s(event_time_ms, received_s) + wall_s
+                values = *decimals, next_funding_time_ms, event_time_ms, updated_at_s, member.interval_hours, source
+                member.rate, member.text = rate, (member.template % values).encode()
+            texts.append(member.text)
+        return texts
 
     def _new_member(self, symbol: str) -> _Member:
         hours, known, listed, halted = self._annotations
@@ -75,8 +75,8 @@ class Renderer:
             "unlisted": listed is not None and symbol not in listed,
             "fundingIntervalAssumed": symbol not in hours and symbol not in known,
         }
-        name, interval_hours = json.dumps(symbol, ensure_ascii=False), hours.get(symbol, USUAL_INTERVAL_HOURS)
-        member = self._members[symbol] = _Member(name, interval_hours, marks_text(marks))
+        template = record_template(json.dumps(symbol, ensure_ascii=False), marks)
+        member = self._members[symbol] = _Member(template, hours.get(symbol, USUAL_INTERVAL_HOURS))
         return member
 
 

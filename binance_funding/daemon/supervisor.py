@@ -82,6 +82,12 @@ class Daemon:
         self._stream = StreamPool(context, self._feed, self.threads.start, open_connection=self.open_connection)
         self._rest = RestPoller(context, client, self._book, self._freshness, lambda: len(self._stream.live()))
         self._publisher = Publisher(context, self._file, self._book, self._annotations, self._describe)
+        self._parts = (
+            ("publisher", self._publisher, _STUCK_AFTER_S + settings.heartbeat_seconds),
+            ("stream", self._stream, _STUCK_AFTER_S),
+            ("rest", self._rest, _REST_STUCK_AFTER_S + settings.rest_timeout_seconds),
+        )
+        """Each with a thread of its own; its name, and what it may take for one round."""
 
     def run(self) -> int:
         """Run until a stop is requested or a thread dies; return the exit status."""
@@ -96,8 +102,8 @@ class Daemon:
             rest=settings.binance_rest_url,
         )
         service.acquire(self._take_file, self._explain, self.threads.stop_request)
-        for name, work in (("publisher", self._publisher.run), ("stream", self._stream.run), ("rest", self._rest.run)):
-            self.threads.start(name, functools.partial(work, self._stop))
+        for name, part, _ in self._parts:
+            self.threads.start(name, functools.partial(part.run, self._stop))
         self.notify("READY=1")
         self.threads.guard("main", self._watch)
         return self._end()
@@ -142,12 +148,7 @@ class Daemon:
         gc.collect()  # what ended connections leave behind goes round in circles, and there may be many
 
     def _report_to_systemd(self, freshness: Freshness, now_s: float, *, has_watchdog: bool) -> None:
-        allowed_s = (
-            ("stream", self._stream.progress_s, _STUCK_AFTER_S),
-            ("publisher", self._publisher.progress_s, _STUCK_AFTER_S + self.settings.heartbeat_seconds),
-            ("rest", self._rest.progress_s, _REST_STUCK_AFTER_S + self.settings.rest_timeout_seconds),
-        )
-        stuck = [name for name, moved_s, within_s in allowed_s if now_s - max(moved_s, self._resumed_s) > within_s]
+        stuck = [name for name, part, limit_s in self._parts if now_s - max(part.progress_s, self._resumed_s) > limit_s]
         if stuck:
             cause = "no progress of thread " + " and ".join(stuck)
             self._throttle.warn("stuck", cause, logging.ERROR, next="watchdog" if has_watchdog else "restart it")
@@ -176,9 +177,8 @@ class Daemon:
         )
 
     def _warn_of_clock(self) -> None:
-        offset_s = self._context.exchange_clock.wall_offset_s()
+        offset_s, cause = self._context.exchange_clock.wall_offset_s(), "this host's clock differs from Binance's"
         if offset_s is not None and abs(offset_s) > _CLOCK_WARNING_S:
-            cause = "this host's clock differs from Binance's"
             self._throttle.warn("clock", cause, offset_s=round(offset_s, 1), next="check NTP")
         elif offset_s is not None:
             self._throttle.resolve("clock", log_as="clock right again")

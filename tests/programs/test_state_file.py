@@ -24,7 +24,7 @@ from tests.support.waiting import PATIENCE_S, eventually
 
 WRITER = """
 import sys, time
-from binance_funding.schema import record_text
+from tests.support.state_files import record_text
 from binance_funding.state_file import StateFile
 file = StateFile(sys.argv[1])
 file.lock()

@@ -26,8 +26,7 @@ from binance_funding.schema import (
     Kind,
     complete,
     declared,
-    marks_text,
-    record_text,
+    record_template,
 )
 from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, record
 
@@ -42,6 +41,7 @@ SECTIONS = {
     "gap": GAP,
     "quarter": QUARTER,
 }
+UNMARKED = {one.name: False for one in MARKS}
 FIELDS = [pytest.param(one, id=f"{name}.{one.name}") for name, section in SECTIONS.items() for one in section]
 
 
@@ -121,21 +121,27 @@ def test_what_is_declared_must_be_given() -> None:
 def test_a_record_is_written_as_declared() -> None:
     """Every field in its order; decimals as they were sent, times with milliseconds."""
     values = "0.00010000", "1.50", "1.25", NEXT_FUNDING_MS, EVENT_MS, 1795500000.1239, 4, "rest"
-    text = record_text('"币"', *values, marks=',"halted":true')
-    assert text.decode() == (
+    text = record_template('"币"', {**UNMARKED, "halted": True}) % values
+    assert text == (
         '"币":{"fundingRate":0.00010000,"markPrice":1.50,"indexPrice":1.25,'
         f'"nextFundingTime":{NEXT_FUNDING_MS},"eventTime":{EVENT_MS},"updatedAt":1795500000.124,'
         '"fundingIntervalHours":4,"source":"rest","halted":true}'
     )
-    (member,) = json.loads(b"{" + text + b"}").values()
+    (member,) = json.loads("{" + text + "}").values()
     assert list(member) == [*(one.name for one in RECORD), "halted"]
 
 
 def test_only_marks_that_are_true_are_written() -> None:
     """Nearly all records have none, and there are many of them."""
-    unset = {one.name: False for one in MARKS}
-    assert marks_text(unset) == ""
-    assert marks_text({**unset, "halted": True, "unlisted": True}) == ',"halted":true,"unlisted":true'
+    assert record_template('"A"', UNMARKED).endswith('"source":"%s"}')
+    marked = record_template('"A"', {**UNMARKED, "halted": True, "unlisted": True})
+    assert marked.endswith('"source":"%s","halted":true,"unlisted":true}')
+
+
+def test_a_symbol_of_percent_signs_is_written_as_it_is() -> None:
+    """They mean something in a template."""
+    values = "0.1", "1.5", "1.25", NEXT_FUNDING_MS, EVENT_MS, 1.0, 4, "rest"
+    assert (record_template('"100%s%USDT"', UNMARKED) % values).startswith('"100%s%USDT":{')
 
 
 def test_a_record_begins_with_its_decimals() -> None:
