@@ -298,7 +298,7 @@ def test_totals_of_the_comparison_are_those_of_the_snapshots(day: Day) -> None:
     assert totals["runs"] == sum(one.status == 200 for one in day.snapshots)
     assert totals["mismatched"] == day.mismatching_snapshots >= 3
     assert totals["compared"] == totals["matched"] + totals["mismatched"] <= IN_BOTH * totals["runs"]
-    assert 0 < totals["identical"] <= totals["matched"]
+    assert totals["identical"] <= totals["matched"]
 
 
 def test_a_mismatch_that_lasts_is_logged_once_with_its_symbol(day: Day) -> None:

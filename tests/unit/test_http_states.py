@@ -4,12 +4,14 @@ Hypothesis lets clients do things in any order, with sockets that hold little an
 """
 
 import contextlib
+import gc
 import os
 import socket
 import struct
 from typing import NamedTuple
 
 import h11
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -164,6 +166,12 @@ class Peer:
         closes = refused or (answered > 0 and self.asked[answered - 1].closes)
         is_answered = answered == self.due and (refused or self.was_held or not self.asked)
         return is_answered and not received and self.has_ended >= closes
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left_behind() -> None:
+    """Close what tests before this left to the garbage collector: open files are counted here."""
+    gc.collect()
 
 
 class Connections(RuleBasedStateMachine):
