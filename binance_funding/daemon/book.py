@@ -139,11 +139,15 @@ class Book:
     def drop_ahead(self, latest_ms: float) -> int:
         """Drop the records whose event times lie beyond this, proved wrong after they came; return how many."""
         with self._lock:
-            before = len(self._newest)
-            for rates in (self._newest, self._from_stream):
-                for symbol in [symbol for symbol, rate in rates.items() if rate.event_time_ms > latest_ms]:
-                    del rates[symbol]
-            return before - len(self._newest)
+            for symbol in [symbol for symbol, rate in self._from_stream.items() if rate.event_time_ms > latest_ms]:
+                del self._from_stream[symbol]
+            ahead = [symbol for symbol, rate in self._newest.items() if rate.event_time_ms > latest_ms]
+            for symbol in ahead:
+                if symbol in self._from_stream:
+                    self._newest[symbol] = self._from_stream[symbol]
+                else:
+                    del self._newest[symbol]
+            return len(ahead)
 
     def is_full(self) -> bool:
         """Tell whether new symbols are left out because there are too many."""

@@ -15,6 +15,7 @@ An offset is Binance's Unix time minus this host's steady clock, in seconds.
 
 import math
 import threading
+from collections.abc import Iterable
 
 from ..clock import Clock
 from ..log import EventLogger
@@ -105,6 +106,13 @@ class ExchangeClock:
         """Return the same for an event time that came at `received_s`."""
         offset_s = self.offset_s
         return received_s if offset_s is None else min(received_s, event_time_ms / 1000 - offset_s)
+
+    def all_as_of_s(self, rates: Iterable[FundingRate]) -> list[float]:
+        """Return the same for many: without a call for each, since there are thousands every second."""
+        offset_s = self.offset_s
+        if offset_s is None:
+            return [rate.received_s for rate in rates]
+        return [min(rate.received_s, rate.event_time_ms / 1000 - offset_s) for rate in rates]
 
     def latest_ms(self, now_s: float) -> float:
         """Return the event time beyond which nothing can have happened; infinite where that cannot be told.

@@ -111,32 +111,38 @@ class FreshnessWatch:
 
     def _measure(self, now_s: float) -> Freshness:
         rates, from_stream = self.book.rates(), self.book.stream_rates()
-        listed, halted = self.book.listed, self.book.halted
-        as_of_s, start_s = self._exchange_clock.as_of_s, self.started_s
-        stale_before_s = now_s - self.context.settings.stale_seconds
-        current_after_s = now_s - self.context.current_s
-        time_s = {rate.symbol: as_of_s(rate) for rate in rates}
-        counted = [rate for rate in rates if (listed is None or rate.symbol in listed) and rate.symbol not in halted]
-        used = [rate for rate in counted if rate.symbol in from_stream]
+        listed, halted, all_as_of_s = self.book.listed, self.book.halted, self._exchange_clock.all_as_of_s
+        settings, start_s = self.context.settings, self.started_s
+        stale_before_s, current_after_s = now_s - settings.stale_seconds, now_s - self.context.current_s
+        times_s = all_as_of_s(rates)
+        counted = [
+            (rate, time_s)
+            for rate, time_s in zip(rates, times_s, strict=True)
+            if (listed is None or rate.symbol in listed) and rate.symbol not in halted
+        ]
+        used = [one for one in counted if one[0].symbol in from_stream]
         if 2 * len(used) < len(counted):
             used = counted
-        stream_s = [as_of_s(from_stream[r.symbol]) if r.symbol in from_stream else start_s for r in used]
+        brought = [from_stream[rate.symbol] for rate, _ in used if rate.symbol in from_stream]
+        stream_s = all_as_of_s(brought) + [start_s] * (len(used) - len(brought))
+        # When each came, or, where it was already old then, as of when it is.
+        served_s = [
+            rate.received_s if rate.received_s - time_s <= settings.silence_seconds else time_s for rate, time_s in used
+        ]
+        counted_s = [time_s for _, time_s in counted]
+        from_rest_s = [time_s for rate, time_s in zip(rates, times_s, strict=True) if rate.source == REST]
         return Freshness(
             symbols=len(rates),
             listed=len(counted),
             halted=len(halted),
-            from_rest=sum(rate.source == REST and time_s[rate.symbol] >= stale_before_s for rate in rates),
-            stale=sum(time_s[rate.symbol] < stale_before_s for rate in counted),
-            behind=sum(brought_s < current_after_s for brought_s in stream_s),
-            oldest_s=min((time_s[rate.symbol] for rate in counted), default=start_s),
-            newest_s=max(time_s.values(), default=start_s),
-            served_s=_all_but_few([self._served_s(rate, time_s[rate.symbol]) for rate in used], start_s),
+            from_rest=sum(time_s >= stale_before_s for time_s in from_rest_s),
+            stale=sum(time_s < stale_before_s for time_s in counted_s),
+            behind=sum(time_s < current_after_s for time_s in stream_s),
+            oldest_s=min(counted_s, default=start_s),
+            newest_s=max(times_s, default=start_s),
+            served_s=_all_but_few(served_s, start_s),
             stream_s=_all_but_few(stream_s, start_s),
         )
-
-    def _served_s(self, rate: FundingRate, as_of_s: float) -> float:
-        """Return when the record came, or, where it was already old then, as of when it is."""
-        return rate.received_s if rate.received_s - as_of_s <= self.context.settings.silence_seconds else as_of_s
 
     def stream_age_s(self) -> float:
         """Return the seconds since the stream last brought the market, by Binance's clock."""

@@ -203,6 +203,15 @@ def test_what_lies_ahead_is_dropped(desk: Desk) -> None:
     assert desk.newest() == {"A": (10, STREAM), "B": (9, STREAM)}
 
 
+def test_where_a_rest_row_was_ahead_the_streams_own_row_is_served_again(desk: Desk) -> None:
+    """It is known, so the symbol does not disappear until the next tick."""
+    put(desk, STREAM, A=10)
+    put(desk, REST, A=20_000)
+    assert desk.newest() == {"A": (20_000, REST)}
+    assert desk.book.drop_ahead(15_000) == 1
+    assert desk.newest() == {"A": (10, STREAM)}
+
+
 def test_taken_over_data_keep_their_times(desk: Desk) -> None:
     """Event times still decide, and what the stream had brought is known as such."""
     desk.book.restore([rate("A", event_time_ms=5, received_s=STEADY_S - 100), rate("B", event_time_ms=5, source=REST)])
