@@ -1,23 +1,16 @@
 """Connections that do not come about or are lost: one clear line each, and all is well again by itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.exchange import FUTURE, Exchange
-from tests.support.bad_days import logs_calmly, recovers, small_exchange
+from tests.support.bad_days import logs_calmly, recovers
 from tests.support.peers import Listener, answers
 from tests.support.programs import Daemon, free_port
 from tests.support.tls_front import tls_front
 from tests.support.waiting import eventually
-
-
-@pytest.fixture
-def exchange() -> Iterator[Exchange]:
-    """A small exchange."""
-    with small_exchange() as exchange:
-        yield exchange
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,16 @@
 """Bad data on a good connection: malformed, strange, old or from the future, it costs itself only."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.exchange import FUTURE, STREAM, Exchange, envelope
-from tests.support.bad_days import logs_calmly, recovers, small_exchange
+from tests.support.bad_days import logs_calmly, recovers
 from tests.support.programs import Daemon
 from tests.support.waiting import eventually
-
-
-@pytest.fixture
-def exchange() -> Iterator[Exchange]:
-    """A small exchange."""
-    with small_exchange() as exchange:
-        yield exchange
 
 
 def _row(exchange: Exchange, **changes: Any) -> dict[str, Any]:

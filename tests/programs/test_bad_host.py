@@ -12,16 +12,9 @@ from typing import Any
 import pytest
 
 from tests.exchange import Exchange
-from tests.support.bad_days import logs_calmly, recovers, small_exchange
+from tests.support.bad_days import logs_calmly, recovers
 from tests.support.programs import ROOT, STATE_FILE, Daemon, Server
 from tests.support.waiting import eventually
-
-
-@pytest.fixture
-def exchange() -> Iterator[Exchange]:
-    """A small exchange."""
-    with small_exchange() as exchange:
-        yield exchange
 
 
 @pytest.fixture

@@ -1,23 +1,16 @@
 """REST that fails in every way: never in the stream's way, and the net beneath it where it works."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.exchange import Exchange
-from tests.support.bad_days import logs_calmly, recovers, small_exchange
+from tests.support.bad_days import logs_calmly, recovers
 from tests.support.peers import Listener, trickles
 from tests.support.programs import Daemon, Server
 from tests.support.waiting import eventually
-
-
-@pytest.fixture
-def exchange() -> Iterator[Exchange]:
-    """A small exchange."""
-    with small_exchange() as exchange:
-        yield exchange
 
 
 @pytest.mark.parametrize(
