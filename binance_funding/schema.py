@@ -110,9 +110,23 @@ RECORD: Section = (
     Field("nextFundingTime", UNIX_MS, "when funding is paid next", required=True),
     Field("eventTime", UNIX_MS, "when this was true, by Binance's clock", required=True),
     Field("updatedAt", UNIX_S, "event time by this host's clock", required=True, metric="updated_timestamp_seconds"),
-    Field("fundingIntervalHours", HOURS, "time between two fundings", default=USUAL_INTERVAL_HOURS, allowed=_HOURS),
+    Field(
+        "fundingIntervalHours",
+        HOURS,
+        "time between two fundings",
+        default=USUAL_INTERVAL_HOURS,
+        allowed=_HOURS,
+        metric="interval_hours",
+    ),
     Field("source", TEXT, "where it came from", required=True, allowed=("websocket", "rest")),
 )
+
+SERVED: Section = (
+    Field("symbol", TEXT, "as Binance spells it"),
+    *RECORD,
+    Field("annualizedFundingRate", RATIO, "funding rate per year, without compounding", metric="annualized_rate"),
+)
+"""What the server answers of each record, wherever it does."""
 
 DECIMALS = tuple(one.name for one in RECORD if one.kind in (RATIO, PRICE))
 """The fields at the head of a record, which Binance sends as decimals. One that is not required has a number for a

@@ -11,13 +11,15 @@ readings of one message are how requests are smuggled. What the RFC leaves open 
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 METHODS = ("GET", "HEAD", "OPTIONS")
-_MAX_REQUEST_LINE_BYTES, _MAX_HEAD_BYTES, _MAX_HEADER_LINES = 8000, 8192, 64  # the first is from RFC 9112 section 3
+# Without its query, which may name every symbol. The first number is from RFC 9112 section 3.
+_MAX_REQUEST_LINE_BYTES, _MAX_HEAD_BYTES, _MAX_HEADER_LINES = 8000, 8192, 64
+_MAX_QUERY_BYTES = 16384
 _JOIN_BYTES = 16384  # a body up to this size is copied behind its head; a larger one stays where it is
 
 # RFC 9110 section 5.6.2: token = 1*tchar
@@ -46,11 +48,15 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """A final answer with a status of http.HTTPStatus, and with its body whatever the method; encode does the rest."""
+    """A final answer with a status of http.HTTPStatus, and with its body whatever the method; encode does the rest.
+
+    With events, the body goes on for as long as the client stays: with what they yield whenever it can take more.
+    """
 
     status: int
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
+    events: Iterator[list[bytes]] | None = None
 
 
 def error_response(status: int, message: str, *headers: tuple[str, str]) -> Response:
@@ -74,7 +80,8 @@ def parse_head(head: bytes) -> tuple[Request, str] | None:
     if _BAD_OCTET.search(head):
         raise BadRequest(400, "control character, bare CR or bare LF in the request head")
     line, line_ended, rest = head.decode("latin-1").partition("\r\n")
-    if len(line.removesuffix("\r")) > _MAX_REQUEST_LINE_BYTES:
+    query_bytes = len(line.partition("?")[2].partition(" ")[0])
+    if len(line.removesuffix("\r")) - query_bytes > _MAX_REQUEST_LINE_BYTES or query_bytes > _MAX_QUERY_BYTES:
         raise BadRequest(414, "request line too long")
     if not line_ended:
         return None
@@ -84,7 +91,7 @@ def parse_head(head: bytes) -> tuple[Request, str] | None:
     method, target, major_version, minor_version = match.groups()
     if major_version != "1":
         raise BadRequest(505, "only HTTP/1.1 and HTTP/1.0 are served")
-    if len(head) > _MAX_HEAD_BYTES or rest.count("\r\n") > _MAX_HEADER_LINES + 1:
+    if len(head) - query_bytes > _MAX_HEAD_BYTES or rest.count("\r\n") > _MAX_HEADER_LINES + 1:
         raise BadRequest(431, "request header too large")
     if not head.endswith(b"\r\n\r\n"):
         return None
@@ -148,10 +155,10 @@ def encode(response: Response, connection: str, date: str, *, head_only: bool) -
     Adds Date, Content-Length, Connection and the Access-Control headers; leaves the body out with head_only, and where
     the status forbids one. Raises ValueError where a header holds what cannot be sent in one.
     """
-    status, body, headers = response
+    status, body, headers, events = response
     bodiless = status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
     headers += (("Access-Control-Allow-Origin", "*"), ("Access-Control-Expose-Headers", "ETag, Retry-After"))
-    headers += () if bodiless else (("Content-Length", str(len(body))),)
+    headers += () if bodiless or events else (("Content-Length", str(len(body))),)
     headers += (("Connection", connection),) if connection else ()
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"Date: {date}", *map(": ".join, headers)]
     if not all(map(str.isprintable, lines)):

@@ -11,19 +11,19 @@ import socket
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
 
 from ..log import EventLogger, LogThrottle
 from .http_message import Request, Response, error_response
 from .limits import Limits
 from .listener import accept
-from .responder import Responder
+from .responder import FULL, Responder
 
 _RECV_BYTES = 16 << 10
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
-_FULL = error_response(503, "too many connections", ("Retry-After", "1"))
 _LATE = error_response(408, "the request was not complete in time")
+_NO_EVENTS: Iterator[list[bytes]] = iter(())
 
 _log = EventLogger(__name__)
 
@@ -47,6 +47,7 @@ class _Client:
     unanswered: bytes = b""
     unsent: list[bytes | memoryview] = field(default_factory=list)
     closes: bool = False  # when all is sent
+    events: Iterator[list[bytes]] = _NO_EVENTS  # what is sent to a subscriber, in place of further answers
 
 
 @dataclass(eq=False, repr=False)
@@ -54,7 +55,7 @@ class HttpServer:
     """Serves what handler answers to the connections of a listening socket, which it owns, until stopped.
 
     With max_connections the one idle longest gives way to a new one; where none is idle, the one whose request has been
-    incomplete for longest; where all are being answered, the new one gets 503.
+    incomplete for longest; where all are being answered, the new one gets 503. Half of them may subscribe to events.
     """
 
     listener: socket.socket
@@ -72,7 +73,8 @@ class HttpServer:
         self.address: tuple[str, int] = self.listener.getsockname()[:2]
         self.listener.setblocking(False)
         self._throttle = LogThrottle(_log, self.steady_s, first_wait_s=10.0)
-        self._responder = Responder(self.handler, self.cache_version, self.wall_s, self.limits, self._throttle)
+        functions = self.handler, self.cache_version, self._may_subscribe, self.wall_s
+        self._responder = Responder(*functions, self.limits, self._throttle)
         self._now_s = self._due_s = self.steady_s()
         self._accept_due_s = math.inf
         self._alive_due_s = math.inf if self.alive_every_s is None else self._now_s
@@ -80,13 +82,18 @@ class HttpServer:
         # What a client waits for, what is done then; how long it may, what is done else; and the states that follow.
         # From everywhere a fault of its socket leads to closed.
         limits, read, write = self.limits, selectors.EVENT_READ, selectors.EVENT_WRITE
-        self._new = _State(read, self._read, limits.idle_s, self._close)  # idle, reading, writing, closing, closed
-        self._idle = _State(read, self._read, limits.idle_s, self._close)  # idle, reading, writing, closing, closed
-        self._reading = _State(read, self._read, limits.request_s, self._refuse_and_close)  # idle, writing, closing
-        self._writing = _State(write, self._answer, limits.write_s, self._reset)  # idle, reading, writing, closing
+        self._new = _State(read, self._read, limits.idle_s, self._close)  # all but subscribed: pushing comes first
+        self._idle = _State(read, self._read, limits.idle_s, self._close)  # idle, reading, writing, pushing, closing
+        self._reading = _State(read, self._read, limits.request_s, self._refuse_and_close)  # the same
+        self._writing = _State(write, self._answer, limits.write_s, self._reset)  # the same
+        self._pushing = _State(write, self._push, limits.write_s, self._reset)  # pushing, subscribed
+        self._subscribed = _State(read, self._read, math.inf, self._close)  # pushing, subscribed
         self._closing = _State(read, self._read, limits.closing_s, self._close)  # closed
         self._closed = _State(0, self._close, math.inf, self._close)  # none: what still comes changes nothing
-        self._open_states = (self._new, self._idle, self._reading, self._writing, self._closing)
+        self._subscribers = (self._pushing, self._subscribed)
+        self._open_states = (self._new, self._idle, self._reading, self._writing, *self._subscribers, self._closing)
+        self._push_due_s = self._now_s
+        self._to_look_at: list[_Client] = []
 
         self._stop_receiver, self._stop_sender = socket.socketpair()
         self._stop_sender.setblocking(False)
@@ -117,13 +124,29 @@ class HttpServer:
         ready = self._selector.select(None if due_s == math.inf else max(0.0, due_s - self._now_s))
         self._now_s = self.steady_s()
         self._responder.refresh()
+        pushes = self.limits.pushes_per_turn
         for client in [key.data for key, _ in ready if key.data is not None]:
-            self._act(client.state.on_ready, client)
+            pushes -= client.state is self._pushing
+            if pushes >= 0 or client.state is not self._pushing:  # the others come round at once
+                self._act(client.state.on_ready, client)
+        self._look_for_events(pushes)
         others = [key.fileobj for key, _ in ready if key.data is None]
         if self.listener in others:  # after the clients, so that nobody whose request has come is taken for idle
             self._accept()
         self._due_s = self._expire()
         return self._stop_receiver not in others
+
+    def _look_for_events(self, pushes: int) -> None:
+        """Every now and then look what there is for each subscriber, and send it; at most to so many in one turn."""
+        if self._push_due_s <= self._now_s and not self._to_look_at:
+            self._push_due_s = self._now_s + self.limits.push_every_s
+            self._to_look_at = list(self._subscribed.clients)
+        while self._to_look_at and pushes > 0:
+            client = self._to_look_at.pop()
+            if client.state is self._subscribed and (events := next(client.events)):
+                client.unsent += events
+                pushes -= 1
+                self._act(self._push, client)
 
     def _act(self, action: Callable[..., None], client: _Client, *args: Response) -> None:
         try:
@@ -147,7 +170,8 @@ class HttpServer:
         if self.alive_every_s is not None and self._alive_due_s <= self._now_s:
             self._alive_due_s = self._now_s + self.alive_every_s
             self.on_alive()
-        return min(*dues_s, self._accept_due_s, self._alive_due_s)
+        push_due_s = self._now_s if self._to_look_at else self._push_due_s if self._subscribed.clients else math.inf
+        return min(*dues_s, push_due_s, self._accept_due_s, self._alive_due_s)
 
     def _drain(self) -> None:
         """Accept nobody more, give everybody the last answer, and close who has asked nothing for drain_s."""
@@ -155,6 +179,8 @@ class HttpServer:
             self._selector.unregister(sock)
         self.listener.close()
         self._responder.drain()
+        for client in [client for state in self._subscribers for client in state.clients]:
+            self._close(client)
         for state in (self._new, self._idle, self._reading):
             state.limit_s = min(state.limit_s, self.limits.drain_s)
         self._accept_due_s, self._due_s, end_s = math.inf, self._now_s, self._now_s + self.limits.drain_s
@@ -180,7 +206,7 @@ class HttpServer:
             self._selector.register(sock, self._new.events, client)
             if is_refused:
                 self._throttle.warn("full", connections=self.max_connections, next="new connections get 503")
-                self._act(self._refuse_and_close, client, _FULL)
+                self._act(self._refuse_and_close, client, FULL)
             elif not is_full:
                 self._throttle.resolve("full", "accept paused", log_as="accepting again")
 
@@ -245,12 +271,28 @@ class HttpServer:
             answers, client.unanswered = self._responder.answer(client.unanswered)
             client.unsent += answers.buffers
             client.closes = answers.closes
+            if answers.events is not None:
+                client.events, client.unanswered = answers.events, b""
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.limits.push_buffer_bytes)
+                self._push(client)
+                return
         if not client.unanswered:
             self._flush_then(client, self._idle)
         elif client.unsent or client.closes:  # what is left may be complete: a socket with room comes round at once
             self._flush_then(client, self._writing)
         elif client.state is not self._reading:  # else its time runs on from its first byte
             self._enter(client, self._reading)
+
+    def _may_subscribe(self) -> bool:
+        return sum(len(state.clients) for state in self._subscribers) < max(1, self.max_connections // 2)
+
+    def _push(self, client: _Client) -> None:
+        """Send what is left; then, to a client that took it all, what it lacks by now."""
+        is_sent = self._send(client)
+        if is_sent:
+            client.unsent += next(client.events)
+            is_sent = self._send(client)
+        self._enter(client, self._subscribed if is_sent else self._pushing)
 
     def _refuse_and_close(self, client: _Client, response: Response = _LATE) -> None:
         client.unsent += self._responder.refuse(client.unanswered, response).buffers

@@ -13,6 +13,10 @@ class Limits:
     """From the first byte of a request to its last."""
     write_s: float = 30.0
     """For a client to take the answers to what it asked at once."""
+    push_every_s: float = 0.05
+    """Between two looks whether there is something for the subscribers."""
+    push_buffer_bytes: int = 64 << 10
+    """What the kernel may keep of events for a subscriber that does not read; it doubles this."""
     closing_s: float = 2.0
     """For a client to close its side after its last answer."""
     closing_connections: int = 128
@@ -27,3 +31,5 @@ class Limits:
     """Answers queued before the next request is looked at."""
     per_turn: int = 64
     """Requests answered before the others have their turn; all connections accepted in one turn."""
+    pushes_per_turn: int = 16
+    """All subscribers that are sent something in one turn: requests wait that long."""

@@ -3,11 +3,12 @@
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from .. import __version__
-from ..schema import HEADER, RECORD, REST, STATUS, TOTALS, Field
+from ..schema import HEADER, REST, SERVED, STATUS, TOTALS, Field
+from .view import View
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -16,10 +17,10 @@ _Samples = list[tuple[str, Any]]
 """Labels and value of each; a value that is not known is None."""
 
 
-def render(state: Mapping[str, Any]) -> str:
+def render(view: View) -> str:
     """Return all metrics of one state file; what the file does not know is left out."""
     families: dict[str, tuple[list[str], list[str]]] = {}
-    for name, meaning, samples in _families(state):
+    for name, meaning, samples in _families(view):
         meanings, lines = families.setdefault(_PREFIX + name, ([], []))
         meanings.append(meaning)
         # Numbers as Python writes them are numbers of the format too, but for true and false.
@@ -33,10 +34,10 @@ def _family_text(name: str, meaning: str, lines: list[str]) -> str:
     return "\n".join([*described, *lines, ""])
 
 
-def _families(state: Mapping[str, Any]) -> Iterator[tuple[str, str, _Samples]]:
-    status = state["connection_status"]
-    records = [(_label("symbol", symbol), record) for symbol, record in state["funding_state"].items()]
-    for one in filter(_has_metric, RECORD):
+def _families(view: View) -> Iterator[tuple[str, str, _Samples]]:
+    state, status = view.state, view.status
+    records = [(_label("symbol", symbol), record) for symbol, record in view.records.items()]
+    for one in filter(_has_metric, SERVED):
         yield one.metric, one.meaning, [(label, record[one.name]) for label, record in records]
     yield "symbols", "symbols in the state file", [("", len(records))]
     totals = state["comparison"]["totals"]

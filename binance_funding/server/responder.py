@@ -1,7 +1,7 @@
 """From the bytes of requests to the bytes of answers, which are cached for the next who asks the same. No I/O."""
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import NamedTuple
@@ -21,14 +21,16 @@ _PREFLIGHT = Response(
         ("Access-Control-Max-Age", "86400"),
     ),
 )
+FULL = error_response(503, "too many connections", ("Retry-After", "1"))
 _NOT_SERVED = error_response(405, "this method is not served", ("Allow", _ALLOW))
 
 
 class Encoded(NamedTuple):
-    """Answers as they are sent, in as few buffers as they need, and whether the connection ends with them."""
+    """Answers as they are sent, in as few buffers as they need; whether the connection ends with them; what follows."""
 
     buffers: tuple[bytes, ...]
     closes: bool
+    events: Iterator[list[bytes]] | None = None
 
 
 @dataclass(eq=False)
@@ -41,6 +43,7 @@ class Responder:
 
     handler: Callable[[Request], Response]
     cache_version: Callable[[], Hashable]
+    may_subscribe: Callable[[], bool]
     wall_s: Callable[[], float]
     limits: Limits
     throttle: LogThrottle
@@ -77,7 +80,7 @@ class Responder:
                 break
             received, buffers = rest, buffers + encoded.buffers
             if encoded.closes or sum(map(len, buffers)) > self.limits.unsent_bytes:
-                return Encoded(buffers, encoded.closes), received
+                return Encoded(buffers, encoded.closes, encoded.events), received
         return Encoded(buffers, closes=False), received
 
     def refuse(self, head: bytes, response: Response) -> Encoded:
@@ -97,7 +100,10 @@ class Responder:
             connection = "close"
         date, head_only = self._date, request.method == "HEAD"
         try:
-            buffers = encode(self._respond(request), connection, date, head_only=head_only)
+            response = self._respond(request)
+            if response.events is not None and not head_only:
+                return self._subscribe(response)
+            buffers = encode(response, connection, date, head_only=head_only)
         except Exception as error:  # noqa: BLE001 - a fault in one answer must not end the others
             self._log_failure(request, error)
             buffers = encode(error_response(500, "internal error"), connection, date, head_only=head_only)
@@ -110,6 +116,12 @@ class Responder:
         if request.method == "OPTIONS":
             return _PREFLIGHT
         return self.handler(request) if request.method in METHODS else _NOT_SERVED
+
+    def _subscribe(self, response: Response) -> Encoded:
+        """Answer the last request of a connection: its body ends with it (RFC 9112 section 6.3)."""
+        if not self.may_subscribe():
+            response = FULL
+        return Encoded(encode(response, "close", self._date, head_only=False), closes=True, events=response.events)
 
     def _log_failure(self, request: Request, error: Exception) -> None:
         facts = {"method": request.method, "path": request.path[:200]}

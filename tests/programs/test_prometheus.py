@@ -22,7 +22,7 @@ from binance_funding.server import metrics
 from binance_funding.state_file import EMPTY
 from tests.exchange import Exchange, Market
 from tests.support.programs import ROOT, Daemon, Server, free_port
-from tests.support.samples import record, state, status
+from tests.support.samples import record, state, status, view
 from tests.support.waiting import PATIENCE_S, eventually
 
 FOLDER = ROOT / "docs" / "prometheus"
@@ -79,12 +79,12 @@ def documented_config() -> str:
 )
 def test_promtool_finds_nothing_to_say_about_the_metrics(promtool: str, content: dict[str, Any]) -> None:
     """Names, types, help and syntax: neither an error nor a hint."""
-    assert run(promtool, "check", "metrics", stdin=metrics.render(content)) == (0, "")
+    assert run(promtool, "check", "metrics", stdin=metrics.render(view(content))) == (0, "")
 
 
 def test_promtool_would_say_what_is_wrong(promtool: str) -> None:
     """The check above can fail: a counter without _total is found."""
-    text = metrics.render(state()).replace("rest_polls_total", "rest_polls")
+    text = metrics.render(view(state())).replace("rest_polls_total", "rest_polls")
     status, said = run(promtool, "check", "metrics", stdin=text)
     assert status != 0
     assert 'binance_funding_rest_polls counter metrics should have "_total" suffix' in said
@@ -100,7 +100,7 @@ def test_alert_rules_are_valid(promtool: str) -> None:
 @pytest.mark.parametrize("path", [ALERTS, FOLDER / "README.md"], ids=["rules", "README"])
 def test_every_metric_named_is_one_that_the_server_has(path: Path) -> None:
     """An alert on a name that does not exist is silent for ever, and so is a dashboard."""
-    served = set(re.findall(r"(?m)^# TYPE (\S+)", metrics.render(state())))
+    served = set(re.findall(r"(?m)^# TYPE (\S+)", metrics.render(view(state()))))
     named = set(re.findall(r"binance_funding_\w+", path.read_text(encoding="utf-8")))
     assert len(named) > 5
     assert named <= served

@@ -10,7 +10,8 @@ from typing import Any
 from binance_funding.daemon.context import Context
 from binance_funding.daemon.rates import STREAM, FundingRate
 from binance_funding.schema import DECIMALS, REST, STATUS
-from binance_funding.settings import load
+from binance_funding.server.view import View
+from binance_funding.settings import Settings, load
 from tests.support.clock import BOOT_ID, STEADY_S, WALL_S, SimulatedClock
 
 EVENT_MS = 1_795_500_000_000
@@ -155,3 +156,8 @@ def put(path: Path, content: dict[str, Any] | bytes) -> None:
     beside = path.with_name(path.name + ".new")
     beside.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     os.replace(beside, path)
+
+
+def view(content: dict[str, Any]) -> View:
+    """Return the content of a state file as the server looks at it, with default settings."""
+    return View(content, Settings(), BOOT_ID)

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from binance_funding import __version__
-from binance_funding.schema import HEADER, RECORD, REST, STATUS, TOTALS
+from binance_funding.schema import HEADER, REST, SERVED, STATUS, TOTALS
 from binance_funding.server import metrics
 from binance_funding.state_file import EMPTY
 from tests.support.clock import WALL_S
-from tests.support.samples import record, state, status
+from tests.support.samples import record, state, status, view
 
 NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 LABEL = rf'({NAME})="((?:[^"\\\n]|\\["\\n])*)"'
@@ -68,7 +68,7 @@ def parse(text: str) -> dict[str, Family]:
 def values(content: dict[str, Any]) -> dict[str, Any]:
     """Return what is rendered: name without prefix to value, or to values by label."""
     found: dict[str, Any] = {}
-    for name, family in parse(metrics.render(content)).items():
+    for name, family in parse(metrics.render(view(content))).items():
         short = name.removeprefix("binance_funding_")
         found[short] = {labels[0][1]: value for labels, value in family.samples.items() if labels}
         if () in family.samples:
@@ -79,10 +79,13 @@ def values(content: dict[str, Any]) -> dict[str, Any]:
 def test_every_documented_metric_is_there_with_its_value() -> None:
     """All names, labels and numbers of a state file."""
     records = {"BTCUSDT": record(), "ETHUSDT": record(fundingRate=-1e-05, markPrice=3000, updatedAt=WALL_S - 1.5)}
+    records["ETHUSDT"]["fundingIntervalHours"] = 4
     assert values(state(records)) == {
         "rate": {"BTCUSDT": 0.0001, "ETHUSDT": -1e-05},
         "mark_price": {"BTCUSDT": 91725.87823913, "ETHUSDT": 3000},
         "updated_timestamp_seconds": {"BTCUSDT": WALL_S, "ETHUSDT": WALL_S - 1.5},
+        "interval_hours": {"BTCUSDT": 8, "ETHUSDT": 4},
+        "annualized_rate": {"BTCUSDT": 0.1095, "ETHUSDT": -0.0219},
         "symbols": 2,
         "stream_connections": 2,
         "stream_messages_total": 1234,
@@ -111,11 +114,13 @@ def test_labels_have_the_documented_names() -> None:
     """Dashboards select by them."""
     names = {
         name.removeprefix("binance_funding_"): {key for labels in family.samples for key, _ in labels}
-        for name, family in parse(metrics.render(state())).items()
+        for name, family in parse(metrics.render(view(state()))).items()
     }
     assert {name: keys for name, keys in names.items() if keys} == {
         "rate": {"symbol"},
         "mark_price": {"symbol"},
+        "interval_hours": {"symbol"},
+        "annualized_rate": {"symbol"},
         "updated_timestamp_seconds": {"symbol"},
         "stream_disconnects_total": {"kind"},
         "rest_errors_total": {"status"},
@@ -125,7 +130,7 @@ def test_labels_have_the_documented_names() -> None:
 
 def test_counters_and_only_counters_end_in_total() -> None:
     """And every name has the project's prefix."""
-    for name, family in parse(metrics.render(state())).items():
+    for name, family in parse(metrics.render(view(state()))).items():
         assert name.startswith("binance_funding_")
         assert (family.kind == "counter") == name.endswith("_total"), name
 
@@ -138,13 +143,13 @@ def test_labels_are_escaped(symbol: str) -> None:
 
 def test_every_metric_of_the_schema_is_rendered() -> None:
     """A field that names one needs nothing else."""
-    declared = {one.metric.partition("{")[0] for one in (*HEADER, *RECORD, *STATUS, *REST, *TOTALS) if one.metric}
+    declared = {one.metric.partition("{")[0] for one in (*HEADER, *SERVED, *STATUS, *REST, *TOTALS) if one.metric}
     assert values(state()).keys() == declared | {"symbols", "info"}
 
 
 def test_help_is_a_sentence() -> None:
     """Made of the meaning of the fields, all of them where several share a metric."""
-    families = parse(metrics.render(state()))
+    families = parse(metrics.render(view(state())))
     for family in families.values():
         assert re.fullmatch(r"[A-Z].*[^.]\.", family.help), family.help
     assert families["binance_funding_stream_disconnects_total"].help == "Connections lost, connections replaced."
