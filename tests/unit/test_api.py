@@ -19,6 +19,18 @@ TWO_AGES = {
 }
 
 
+def served(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return records of a file as they are served."""
+    return {
+        symbol: {
+            "symbol": symbol,
+            **one,
+            "annualizedFundingRate": round(one["fundingRate"] * 24 / one["fundingIntervalHours"] * 365, 12),
+        }
+        for symbol, one in records.items()
+    }
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> ApiOverFile:
     """An API whose file does not exist yet."""
@@ -98,7 +110,7 @@ def test_a_letter_that_becomes_another_in_upper_case_is_another_letter(server: A
     """The long s is no S, and the sign for kelvin no K: what is answered is what was asked for."""
     server.put(state({"BTCUSDT": record(), "KSMUSDT": record(), "BTCUSSDT": record(), "FILUSDT": record()}))
     assert server.json(f"/funding/{asked}", status=404)["error"] == "unknown symbol"
-    assert server.json("/funding/batch", f"symbols={asked}")["missing"] == 1
+    assert server.json("/funding/batch", f"symbols={asked},BTCUSDT")["missing"] == 1
 
 
 def test_an_unknown_symbol_is_404(server: ApiOverFile) -> None:
@@ -152,58 +164,13 @@ def test_before_the_first_data_a_symbol_is_unavailable(server: ApiOverFile) -> N
     """A daemon that has just started writes an empty file: not yet is not never."""
     server.put(state({}))
     assert server.json("/funding/BTCUSDT", status=503)["error"] == "no data yet"
-    (answer,) = server.json("/funding/batch", "symbols=BTCUSDT")["data"]
-    assert answer["error"] == "no data yet"
-
-
-def test_a_batch_counts_found_and_missing(server: ApiOverFile) -> None:
-    """In the order asked; an unknown one and a stale one each carry their error."""
-    server.put(state(TWO_AGES))
-    answer = server.json("/funding/batch", "symbols=btcusdt,NOUSDT,%E5%B8%81%E5%AE%89%E4%BA%BA%E7%94%9FUSDT,OLDUSDT")
-    assert (answer["found"], answer["missing"], answer["total"]) == (2, 2, 4)
-    assert [row["symbol"] for row in answer["data"]] == ["BTCUSDT", "NOUSDT", "币安人生USDT", "OLDUSDT"]
-    assert [row.get("error") for row in answer["data"]] == [None, "unknown symbol", None, "stale data"]
-    stale = answer["data"][3]
-    assert (stale["stale"], stale["ageSeconds"], stale["maxAgeSeconds"]) == (True, 200, STALE_S)
-    assert answer["data"][2]["annualizedFundingRate"] == 0.219
-
-
-@pytest.mark.parametrize(
-    ("query", "asked"),
-    [
-        ("symbols=A", ["A"]),
-        ("symbols=a,A,%61", ["A"]),
-        ("symbols=,A,,+b+,", ["A", "B"]),
-        ("symbols=A&symbols=B", ["A", "B"]),
-        ("symbols=A%2CB&other=x", ["A", "B"]),
-        ("symbols=%FF", ["\ufffd"]),
-        ("symbols=%00", ["\0"]),
-        ("symbols=" + ",".join(f"S{n}" for n in range(1000)), [f"S{n}" for n in range(1000)]),
-    ],
-)
-def test_a_batch_is_read_leniently(server: ApiOverFile, query: str, asked: list[str]) -> None:
-    """Any case, spaces, empty and repeated names, percent-encoding: each symbol once."""
-    server.put(state())
-    answer = server.json("/funding/batch", query)
-    assert [row["symbol"] for row in answer["data"]] == asked
-    assert (answer["total"], answer["missing"]) == (len(asked), len(asked))
-
-
-@pytest.mark.parametrize("query", ["", "symbols", "symbols=", "symbols=,%20,", "symbol=A", "SYMBOLS=A"])
-def test_a_batch_without_symbols_is_400(server: ApiOverFile, query: str) -> None:
-    """The answer shows how to ask."""
-    server.put(state())
-    response = server.get("/funding/batch", query)
-    assert response.status == 400
-    error = json.loads(response.body)["error"]
-    assert error == "missing parameter 'symbols', e.g. /funding/batch?symbols=BTCUSDT,ETHUSDT"
 
 
 def test_the_list_holds_every_record(server: ApiOverFile) -> None:
-    """As in the file, with the number of them and the time of the newest."""
+    """As when asked for one by one but for the age, with the number of them and the time of the newest."""
     records = {"A": record(updatedAt=WALL_S - 5), "币安人生USDT": record()}
     server.put(state(records))
-    assert server.json("/funding") == {"updatedAt": WALL_S, "count": 2, "data": records}
+    assert server.json("/funding") == {"updatedAt": WALL_S, "count": 2, "data": served(records)}
     headers = dict(server.get("/funding").headers)
     assert headers["Cache-Control"] == "max-age=1"
     assert headers["Vary"] == "Accept-Encoding"
@@ -214,7 +181,7 @@ def test_stale_records_in_the_list_are_marked(server: ApiOverFile) -> None:
     server.put(state(TWO_AGES))
     data = server.json("/funding")["data"]
     assert [symbol for symbol, row in data.items() if row.pop("stale", None) is True] == ["OLDUSDT"]
-    assert data == TWO_AGES
+    assert data == served(TWO_AGES)
     before = dict(server.get("/funding").headers)["ETag"]
     server.time.advance(178.5)
     data = server.json("/funding")["data"]
@@ -229,7 +196,7 @@ def test_a_list_without_anything_fresh_is_503(server: ApiOverFile) -> None:
     server.put(state({"A": old}))
     answer = server.json("/funding", status=503)
     assert (answer["error"], answer["maxAgeSeconds"], answer["count"]) == ("stale data", STALE_S, 1)
-    assert answer["data"] == {"A": {**old, "stale": True}}
+    assert answer["data"] == {"A": {**served({"A": old})["A"], "stale": True}}
     assert server.get("/funding", if_none_match="*").status == 503
 
 
@@ -303,6 +270,19 @@ def test_the_list_is_compressed_where_that_is_accepted(server: ApiOverFile, acce
     assert (gzip.decompress(response.body) if zipped else response.body) == plain.body
     assert (headers["ETag"] != dict(plain.headers)["ETag"]) == zipped
     assert server.get("/funding", accept_encoding=accept).body == response.body
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/funding", "/funding/BTCUSDT", "/funding/health", "/funding/report", "/funding/stream", "/metrics"]
+)
+@pytest.mark.parametrize("has_file", [True, False])
+def test_an_unknown_parameter_is_400(server: ApiOverFile, path: str, *, has_file: bool) -> None:
+    """Anywhere, data or not: a misspelt one must not be answered with everything."""
+    if has_file:
+        server.put(state())
+    served_there = "allowed: symbols" if path == "/funding/stream" else "none is allowed here"
+    for query in ("symbol=BTCUSDT", "symbol", "symbol="):
+        assert server.json(path, query, status=400)["error"] == f"unknown parameter 'symbol'; {served_there}"
 
 
 @pytest.mark.parametrize("set_by_s", [3600.0, -3600.0, 86_400.0])
@@ -391,7 +371,7 @@ def test_the_file_of_the_release_before_is_served(tmp_path: Path) -> None:
     assert answer.items() >= written["funding_state"]["ETHUSDT"].items()
     assert answer["ageSeconds"] == pytest.approx(2 + written["updated_at"] - answer["updatedAt"], abs=0.001)
     listing = server.json("/funding")
-    assert (listing["count"], listing["data"]) == (18, written["funding_state"])
+    assert (listing["count"], listing["data"]) == (18, served(written["funding_state"]))
     health = server.health("healthy")
     assert (health["connections"], health["symbolsFromRest"], health["streamLagSeconds"]) == (2, 1, None)
     report = server.json("/funding/report")

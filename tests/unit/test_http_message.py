@@ -138,6 +138,21 @@ def test_heads_up_to_the_limits_are_accepted() -> None:
     assert refusal(head(100, 3, 8193)) == 431
 
 
+def test_a_query_has_a_limit_of_its_own() -> None:
+    """It may name every symbol of the market, percent-encoded: 16384 bytes beside what the rest may have."""
+
+    def head(path_bytes: int, query_bytes: int, field_bytes: int) -> bytes:
+        return f"GET /{'a' * path_bytes}?{'q' * query_bytes} HTTP/1.1\r\nHost: x\r\nA: {'b' * field_bytes}\r\n\r\n".encode()
+
+    request, _ = parse_head(head(7985, 16384, 100)) or pytest.fail("incomplete")
+    assert len(request.query) == 16384
+    assert parse_head(head(10, 16384, 8100)) is not None
+    assert refusal(head(10, 16385, 10)) == 414
+    assert refusal(head(7986, 10, 10)) == 414
+    assert refusal(head(10, 16384, 8192)) == 431
+    assert refusal(b"GET /?" + b"q" * 16385) == 414
+
+
 @pytest.mark.parametrize(
     "hosts", ["", "Host: a\r\nHost: a\r\n", "Host:\r\nHost:\r\n", "Host: a b\r\n", "Host: a/b\r\n", "Host: u@a\r\n"]
 )
