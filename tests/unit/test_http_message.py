@@ -142,7 +142,8 @@ def test_a_query_has_a_limit_of_its_own() -> None:
     """It may name every symbol of the market, percent-encoded: 16384 bytes beside what the rest may have."""
 
     def head(path_bytes: int, query_bytes: int, field_bytes: int) -> bytes:
-        return f"GET /{'a' * path_bytes}?{'q' * query_bytes} HTTP/1.1\r\nHost: x\r\nA: {'b' * field_bytes}\r\n\r\n".encode()
+        line = f"GET /{'a' * path_bytes}?{'q' * query_bytes} HTTP/1.1"
+        return f"{line}\r\nHost: x\r\nA: {'b' * field_bytes}\r\n\r\n".encode()
 
     request, _ = parse_head(head(7985, 16384, 100)) or pytest.fail("incomplete")
     assert len(request.query) == 16384

@@ -8,6 +8,7 @@ import gc
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import h11
@@ -16,7 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from binance_funding.server.http_message import Response
+from binance_funding.server.http_message import Request, Response
 from binance_funding.server.http_server import HttpServer, _Client
 from binance_funding.server.limits import Limits
 from binance_funding.server.listener import listen
@@ -24,10 +25,11 @@ from tests.support.clock import SimulatedClock
 from tests.support.http_client import Reply
 from tests.support.waiting import eventually
 
-LIMITS = Limits(per_turn=3, closing_connections=1, unsent_bytes=100_000)
+LIMITS = Limits(per_turn=3, closing_connections=1, unsent_bytes=100_000, push_buffer_bytes=4096, pushes_per_turn=1)
 MAX_CONNECTIONS = 4
 MAX_PEERS = 7
 BIG = b"x" * 100_000
+PADDING = b"." * 20_000
 SMALL_BUFFER = 4096
 EXAMPLES = int(os.environ.get("HTTP_STATE_EXAMPLES", "200"))
 TURNS = st.integers(0, 2)
@@ -61,6 +63,7 @@ QUESTIONS = (
     question("/head", "HEAD"),
     question("/last", headers="Connection: close\r\n"),
 )
+SUBSCRIPTION = question("/events")
 BAD_QUESTIONS = (
     Question(b"\0", "GET", 400, closes=True),
     Question(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nbody", "POST", 405, closes=True),
@@ -74,6 +77,16 @@ REFUSALS = (b"HTTP/1.1 408 ", b"HTTP/1.1 503 ")
 def body_of(path: str) -> bytes:
     """Return what there is: the path, or more than the sockets hold."""
     return BIG if path == "/big" else path.encode()
+
+
+def newest(events: bytes) -> int:
+    """Return up to where events led that were received; each must begin where the one before ended."""
+    number = 0
+    for event in events.replace(PADDING, b"").split(b";")[:-1]:
+        start, end = map(int, event.split(b"-"))
+        assert start == number < end
+        number = end
+    return number
 
 
 def open_files() -> int:
@@ -102,7 +115,8 @@ class Peer:
 
     def may_ask(self) -> bool:
         """Whether a further request could be answered."""
-        return not self.has_shut_down and not (self.asked and self.asked[-1].closes)
+        last = self.asked[-1] if self.asked else None
+        return not self.has_shut_down and not (last and (last.closes or last is SUBSCRIPTION))
 
     def send(self, data: bytes) -> None:
         """Send, unless the server has hung up."""
@@ -145,17 +159,23 @@ class Peer:
         self.has_ended = not data
         return bool(data)
 
-    def has_its_answers(self) -> bool:
+    def has_its_answers(self, news: int) -> bool:
         """Check that every answer is the one to what was asked, in order; tell whether all that are due have come."""
         received, answered, refused = self.received, 0, False
         while received and not refused:
             question = None if received.startswith(REFUSALS) else self.asked[answered]
+            if question is SUBSCRIPTION:
+                head, _, events = received.partition(b"\r\n\r\n")
+                assert b"Content-Length" not in head
+                return newest(events) == news or not self.is_reliable
             try:
                 reply, received = Reply.read(question.method if question else "GET", received, bytes)
             except h11.RemoteProtocolError:
                 break  # not complete
             if question is None:
                 refused = reply.closes
+                # Else it was refused before it was asked anything.
+                answered += answered < self.due and self.asked[answered] is SUBSCRIPTION
             else:
                 assert (reply.status, reply.closes) == (question.status, question.closes)
                 assert reply.status != 200 or reply.body == question.body
@@ -180,23 +200,37 @@ class Connections(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.host = SimulatedClock()
+        self.news = 0
         self.peers: list[Peer] = []
         listener = listen("127.0.0.1", 0)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
         clock = self.host.clock.steady_s
         self.server = HttpServer(
             listener,
-            lambda request: Response(200, body_of(request.path)),
+            self.answer,
             max_connections=MAX_CONNECTIONS,
             limits=LIMITS,
             steady_s=clock,
         )
         self.own_files = open_files()
 
+    def answer(self, request: Request) -> Response:
+        """Answer with what there is, or with all news from now on."""
+        if request.path == SUBSCRIPTION.path:
+            return Response(200, b"", events=self.events())
+        return Response(200, body_of(request.path))
+
+    def events(self) -> Iterator[list[bytes]]:
+        """Yield what is new since it was asked last."""
+        number = 0
+        while True:
+            yield [b"%d-%d" % (number, self.news), PADDING, b";"] if self.news > number else []
+            number = self.news
+
     def teardown(self) -> None:
         """Let everybody read to the end, and check what they got."""
         try:
-            eventually(self.all_have_their_answers, "all answers that are due have come", within_s=5)
+            eventually(self.all_have_their_answers, "all answers that are due have come", within_s=2)
         finally:
             for peer in self.peers:
                 peer.sock.close()
@@ -205,10 +239,11 @@ class Connections(RuleBasedStateMachine):
 
     def all_have_their_answers(self) -> bool:
         """Go on as long as anything comes; tell whether all got what was due. Raises where they got something else."""
+        self.host.advance(LIMITS.push_every_s)
         self.turn()
         while [peer for peer in self.peers if peer.read(1 << 20)]:
             self.turn()
-        return all(peer.has_its_answers() for peer in self.peers)
+        return all(peer.has_its_answers(self.news) for peer in self.peers)
 
     def held(self) -> dict[object, _Client]:
         """Return the connections that the server holds, by the addresses of their clients."""
@@ -225,9 +260,9 @@ class Connections(RuleBasedStateMachine):
         for peer in self.peers:
             client = held.get(peer.name)
             peer.was_held |= client is not None
-            if client is not None and not client.closes:
+            if client is not None and (not client.closes or client.state in self.server._subscribers):
                 peer.due = len(peer.asked)
-                has_read = client.state is not self.server._writing
+                has_read = client.state not in (self.server._writing, self.server._pushing)
                 if not has_read and self.host.steady_s - client.since_s >= LIMITS.write_s:
                     peer.is_reliable = False
         assert self.server._run_once(0.0)
@@ -260,6 +295,20 @@ class Connections(RuleBasedStateMachine):
         for peer in self.speakers(who):
             for question in questions:
                 peer.ask(question)
+        self.go_on(turns)
+
+    @rule(who=SOME, turns=TURNS)
+    def subscribe(self, who: set[int], turns: int) -> None:
+        """Ask for all news."""
+        for peer in self.speakers(who):
+            peer.ask(SUBSCRIPTION)
+        self.go_on(turns)
+
+    @rule(turns=TURNS)
+    def publish(self, turns: int) -> None:
+        """There is something new for all who subscribed."""
+        self.news += 1
+        self.host.advance(LIMITS.push_every_s)
         self.go_on(turns)
 
     @rule(who=SOME, question=st.sampled_from(BAD_QUESTIONS), turns=TURNS)
@@ -324,6 +373,7 @@ class Connections(RuleBasedStateMachine):
         closing = len(self.server._closing.clients)
         assert closing <= LIMITS.closing_connections
         assert sum(len(state.clients) for state in self.server._open_states) - closing <= MAX_CONNECTIONS
+        assert sum(len(state.clients) for state in self.server._subscribers) <= MAX_CONNECTIONS // 2
 
 
 TestConnections = Connections.TestCase
