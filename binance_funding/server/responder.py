@@ -102,7 +102,7 @@ class Responder:
         try:
             response = self._respond(request)
             if response.events is not None and not head_only:
-                return self._subscribe(response)
+                return self._subscribe(response, head)
             buffers = encode(response, connection, date, head_only=head_only)
         except Exception as error:  # noqa: BLE001 - a fault in one answer must not end the others
             self._log_failure(request, error)
@@ -117,10 +117,17 @@ class Responder:
             return _PREFLIGHT
         return self.handler(request) if request.method in METHODS else _NOT_SERVED
 
-    def _subscribe(self, response: Response) -> Encoded:
-        """Answer the last request of a connection: its body ends with it (RFC 9112 section 6.3)."""
+    def _subscribe(self, response: Response, head: bytes) -> Encoded:
+        """Answer the last request of a connection: its body goes on until that ends.
+
+        In chunks, as some clients (Python's requests) wait for 512 bytes where they are not told what is complete;
+        HTTP/1.0 knows none (RFC 9112 section 6.1).
+        """
         if not self.may_subscribe():
             response = FULL
+        elif response.events and not head.lstrip().partition(b"\r\n")[0].endswith(b"/1.0"):
+            headers = (*response.headers, ("Transfer-Encoding", "chunked"))
+            response = response._replace(headers=headers, events=_chunked(response.events))
         return Encoded(encode(response, "close", self._date, head_only=False), closes=True, events=response.events)
 
     def _log_failure(self, request: Request, error: Exception) -> None:
@@ -133,3 +140,9 @@ class Responder:
             self._cached_for = None  # empty it before the next turn
         elif not self.is_draining:
             self.cache[head] = encoded
+
+
+def _chunked(events: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
+    """Frame what is yielded at once as one chunk (RFC 9112 section 7.1)."""
+    for buffers in events:
+        yield [b"%X\r\n" % sum(map(len, buffers)), *buffers, b"\r\n"] if buffers else []

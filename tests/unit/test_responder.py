@@ -27,8 +27,10 @@ class Desk:
         )
 
     def handler(self, request: Request) -> Response:
-        """Answer with how often it was asked; with a big body for /big; fail for others."""
+        """Answer with how often it was asked; with a big body for /big, with events for /events; fail for others."""
         self.asked.append(request.path)
+        if request.path == "/events":
+            return Response(200, b"", (), iter([[b"first ", b"event"], [], [b"x" * 16]]))
         if request.path.startswith("/fault"):
             raise RuntimeError("never shown to a client")
         return Response(200, b"x" * 100_000 if request.path == "/big" else b"answer %d" % len(self.asked))
@@ -177,3 +179,21 @@ def test_while_draining_the_last_answer_closes() -> None:
         assert encoded.closes
     encoded, rest = desk.answers(request() + b"GET / H")
     assert (encoded.closes, rest) == (False, b"GET / H")
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("1.1", [b"B\r\nfirst event\r\n", b"", b"10\r\n" + b"x" * 16 + b"\r\n"]),
+        ("1.0", [b"first event", b"", b"x" * 16]),
+    ],
+)
+def test_events_come_in_chunks_where_the_client_knows_them(version: str, expected: list[bytes]) -> None:
+    """What is yielded at once is one chunk, and nothing is none, as an empty chunk would end the body."""
+    encoded, _ = Desk().answers(f"GET /events HTTP/{version}\r\nHost: x\r\n\r\n".encode())
+    head = b"".join(encoded.buffers)
+    assert (b"\r\nTransfer-Encoding: chunked\r\n" in head) == (version == "1.1")
+    assert b"Content-Length" not in head
+    assert encoded.closes
+    assert encoded.events is not None
+    assert [b"".join(buffers) for buffers in encoded.events] == expected
