@@ -22,6 +22,7 @@ _PREFLIGHT = Response(
     ),
 )
 FULL = error_response(503, "too many connections", ("Retry-After", "1"))
+_SUBSCRIBERS_FULL = error_response(503, "too many subscribers", ("Retry-After", "1"))
 _NOT_SERVED = error_response(405, "this method is not served", ("Allow", _ALLOW))
 
 
@@ -124,7 +125,8 @@ class Responder:
         HTTP/1.0 knows none (RFC 9112 section 6.1).
         """
         if not self.may_subscribe():
-            response = FULL
+            response = _SUBSCRIBERS_FULL
+            self.throttle.warn("subscribers full", next="further ones get 503")
         elif response.events and not head.lstrip().partition(b"\r\n")[0].endswith(b"/1.0"):
             headers = (*response.headers, ("Transfer-Encoding", "chunked"))
             response = response._replace(headers=headers, events=_chunked(response.events))
