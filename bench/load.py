@@ -52,12 +52,12 @@ class Load(NamedTuple):
     """CPU for each request: unlike the rate, it hardly depends on what else the machine does meanwhile."""
 
 
-def wrk(server: Served, path: str, headers: Mapping[str, str], folder: Path) -> Load:
+def wrk(server: Served, path: str, headers: Mapping[str, str], folder: Path, seconds: int = _SECONDS) -> Load:
     """Ask for a path from CLIENTS keep-alive connections. Raises RuntimeError if any answer is an error."""
     script = folder / "report.lua"
     script.write_text(_REPORT, encoding="ascii")
     options = [f"-H{name}: {value}" for name, value in headers.items()]
-    command = ["wrk", "-t1", f"-c{CLIENTS}", f"-d{_SECONDS}s", *options, f"-s{script}"]
+    command = ["wrk", "-t1", f"-c{CLIENTS}", f"-d{seconds}s", *options, f"-s{script}"]
     before_s = cpu_s(server.pid)
     ran = subprocess.run(
         [*command, f"http://127.0.0.1:{server.port}{path}"], capture_output=True, text=True, check=True
