@@ -3,9 +3,12 @@
 
 The story, in the order in which data flows (binance_funding/server/):
   state_reader.py  reads the file again when it has changed
-  api.py           answers requests from its content: how old it is, whether it can be trusted
+  view.py          its content: how old it is, whether it can be trusted
+  api.py           answers requests from it
+  push.py          what subscribers are sent of it; listing.py renders each record once
   report.py        the last 24 hours
   metrics.py       the same file for Prometheus
+  page.html        the same file for people
   http_message.py  what a request says, and how an answer is written
   http_server.py   takes requests and sends the answers; it never calls Binance and never writes
 """
