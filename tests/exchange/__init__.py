@@ -5,7 +5,7 @@
 """
 
 from tests.exchange.market import STREAM, STREAM_1S, Expected, Market, envelope, ticker_row, to_json
-from tests.exchange.rest import FUNDING_INFO, PREMIUM_INDEX, SERVER_TIME, RestRequest
+from tests.exchange.rest import FUNDING_INFO, FUNDING_RATE, PREMIUM_INDEX, SERVER_TIME, RestRequest
 from tests.exchange.simulator import ALL, FUTURE, Exchange, Which
 from tests.exchange.stream import Attempt, ConnectionRecord
 from tests.exchange.throttle import ThrottlingProxy
@@ -13,6 +13,7 @@ from tests.exchange.throttle import ThrottlingProxy
 __all__ = [
     "ALL",
     "FUNDING_INFO",
+    "FUNDING_RATE",
     "FUTURE",
     "PREMIUM_INDEX",
     "SERVER_TIME",

@@ -11,16 +11,18 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from tests.exchange.market import Market, to_json
 from tests.exchange.stream import RECORDS_KEPT, reset_transport
 
 PREMIUM_INDEX = "/fapi/v1/premiumIndex"
 FUNDING_INFO = "/fapi/v1/fundingInfo"
+FUNDING_RATE = "/fapi/v1/fundingRate"
 SERVER_TIME = "/fapi/v1/time"
 ALL_SYMBOLS_WEIGHT = 10
 WEIGHT_PER_MINUTE = 2400
+SETTLEMENTS = 100
 
 How = Literal["answer", "hang", "trickle", "cut", "reset"]
 
@@ -180,16 +182,28 @@ class RestService:
 
     def _answer(self, method: str, target: str) -> _Answer:
         url = urlsplit(target)
-        symbol = parse_qs(url.query).get("symbol", [""])[0]
+        query = dict(parse_qsl(url.query))
+        symbol = query.get("symbol", "")
         if method != "GET":
             return _json(405, {"code": -1, "msg": "Method not allowed."})
         if url.path == FUNDING_INFO:
             return _json(200, self._market.funding_info())
+        if url.path == FUNDING_RATE:
+            return self._funding_rate(symbol, query)
         if url.path == SERVER_TIME:
             return self._weighed(1, self._server_time)
         if url.path == PREMIUM_INDEX:
             return self._weighed(1 if symbol else ALL_SYMBOLS_WEIGHT, lambda: self._premium_index(symbol))
         return _json(404, {"code": -5000, "msg": f"Path {url.path}, Method GET is invalid"})
+
+    def _funding_rate(self, symbol: str, query: dict[str, str]) -> _Answer:
+        """Answer for one symbol, by `startTime` and `limit`: the real exchange knows more."""
+        start_ms, limit = int(query.get("startTime", 0)), int(query.get("limit", SETTLEMENTS))
+        try:
+            rows = self._market.funding_history(symbol, self._now_ms(), start_ms, limit)
+        except KeyError:
+            return _invalid_symbol()
+        return _json(200, rows)
 
     def _server_time(self) -> _Answer:
         return _json(200, {"serverTime": self._server_time_ms()})
@@ -199,7 +213,7 @@ class RestService:
         if not symbol:
             return _json(200, rows)
         row = next((row for row in rows if row["symbol"] == symbol), None)
-        return _json(200, row) if row else _json(400, {"code": -1121, "msg": "Invalid symbol."})
+        return _json(200, row) if row else _invalid_symbol()
 
     def _weighed(self, weight: int, answer: Callable[[], _Answer]) -> _Answer:
         weighed = self._weigh(weight) or answer()
@@ -221,6 +235,10 @@ class RestService:
 
 def _json(status: int, value: object) -> _Answer:
     return _Answer(status, to_json(value).encode(), {"Content-Type": "application/json;charset=utf-8"})
+
+
+def _invalid_symbol() -> _Answer:
+    return _json(400, {"code": -1121, "msg": "Invalid symbol."})
 
 
 def _head(answer: _Answer) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import requests
 
-from tests.exchange import FUNDING_INFO, PREMIUM_INDEX, SERVER_TIME, Exchange
+from tests.exchange import FUNDING_INFO, FUNDING_RATE, PREMIUM_INDEX, SERVER_TIME, Exchange
 from tests.support.exchange_client import get, index_rows, small_exchange
 from tests.support.waiting import PATIENCE_S
 
@@ -88,6 +88,14 @@ class TestRest:
     def test_funding_info(self, exchange: Exchange) -> None:
         """The funding info is the market's."""
         assert get(exchange, FUNDING_INFO).json() == exchange.market.funding_info()
+
+    def test_funding_rate(self, exchange: Exchange) -> None:
+        """The settlements of one symbol are the market's, 100 unless fewer are asked for, since a time where one is."""
+        rows = get(exchange, FUNDING_RATE + "?symbol=BTCUSDT").json()
+        assert rows == exchange.market.funding_history("BTCUSDT", exchange.now_ms(), 0, 100)
+        assert get(exchange, FUNDING_RATE + "?symbol=BTCUSDT&limit=2").json() == rows[-2:]
+        assert get(exchange, f"{FUNDING_RATE}?symbol=BTCUSDT&startTime={rows[-3]['fundingTime']}").json() == rows[-3:]
+        assert get(exchange, FUNDING_RATE + "?symbol=NONE").json()["code"] == -1121
 
     def test_gzip_where_accepted(self, exchange: Exchange) -> None:
         """The answer is compressed only for those who accept it."""
