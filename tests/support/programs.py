@@ -48,7 +48,7 @@ class Program:
         limited = [] if most_files is None else ["prlimit", f"--nofile={most_files}"]
         inherited = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
         self.process = subprocess.Popen(
-            [*limited, sys.executable, str(ROOT / script), *arguments],
+            [*limited, *self.command(script, folder), *arguments],
             cwd=folder,
             env={**inherited, **{name: str(value) for name, value in settings.items()}},
             stdout=subprocess.PIPE,
@@ -62,6 +62,10 @@ class Program:
         self._lines: list[str] = []
         self._reader = threading.Thread(target=self._read_log, name=f"log of {script}")
         self._reader.start()
+
+    def command(self, script: str, folder: Path) -> list[str]:
+        """Return what runs the script in a folder."""
+        return [sys.executable, str(ROOT / script)]
 
     def _read_log(self) -> None:
         assert self.process.stdout is not None
