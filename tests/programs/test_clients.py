@@ -25,6 +25,8 @@ SHORT_SILENCE = {
     "--speed-time 30": "--speed-time 2",
 }
 """What the examples wait for at most without a byte, and what they wait for here."""
+PART_S = 18.0
+"""Longest wait for one part of a day, of which a client that fails must not use up all."""
 
 
 def rates(lines: list[str]) -> dict[str, float]:
@@ -58,7 +60,7 @@ def printed(clients: list[Example], happen: Callable[[], object], done: Callable
     before = {client.name: len(client.log) for client in clients}
     happen()
     with contextlib.suppress(AssertionError):  # the tests judge, each its client
-        eventually(lambda: all(done(client.log[before[client.name] :]) for client in clients), "all are done")
+        eventually(lambda: all(done(client.log[before[client.name] :]) for client in clients), "all done", PART_S)
     return {client.name: client.log[before[client.name] :] for client in clients}
 
 
@@ -81,7 +83,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 
 @pytest.fixture(scope="module")
-def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Day]:
+def day(tmp_path_factory: pytest.TempPathFactory) -> Day:
     """A day on which the daemon hangs, and later the server is restarted, lived through by all clients at once."""
     folder = tmp_path_factory.mktemp("day")
     with (
@@ -96,8 +98,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Day]:
         fresh_again = printed(clients, lambda: host.daemon.process.send_signal(signal.SIGCONT), trades_both)
         gone = printed(clients, host.server.terminate, trades_not)
         restart = lambda: opened.enter_context(Server(folder, API_PORT=host.server.port))  # noqa: E731
-        yield Day(fresh, stale, fresh_again, gone, printed(clients, restart, trades_both), answers)
-        assert [client.process.poll() for client in clients] == [None] * len(clients)
+        return Day(fresh, stale, fresh_again, gone, printed(clients, restart, trades_both), answers)
 
 
 @pytest.fixture(scope="module")
