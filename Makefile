@@ -34,9 +34,11 @@ check: $(VENV)/test.stamp ## lint, types, unit and simulated tests: under a minu
 
 # Most tests with real programs wait rather than work, so more of them run at once than there are cores. Those that put
 # the machine under load, and those that boot a systemd, have it to themselves.
-test: check ## everything: check, then the tests with real programs and with a booted systemd
+test: check ## everything: check, then the tests with real programs, a browser and a booted systemd
 	$(PYTEST) -n 4 --dist loadfile -m "not alone" tests/programs
 	$(PYTEST) -m alone tests/programs
+	$(PYTEST) -n 4 --dist loadfile -m "not alone" tests/browser
+	$(PYTEST) -m alone tests/browser
 	$(PYTEST) tests/systemd
 
 test-all: ## check with every Python from 3.10 on that is found in PATH or installed by pyenv
