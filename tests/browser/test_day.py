@@ -6,13 +6,11 @@ import pytest
 from selenium.webdriver import ActionChains, Keys
 
 from tests.support.browser import Browser
-from tests.support.page_files import aged, quarter, quarter_start_s, serve, write
+from tests.support.page_files import QUARTER_S, aged, quarter, quarter_start_s, serve, write
 from tests.support.programs import Server
 
 WATCHED_SINCE = 80
-"""The first quarter hour that was watched; those before it were not."""
-LAST = 96
-"""Place of the quarter hour that has not ended yet."""
+"""How many quarter hours ago it was first watched."""
 EVENTS: dict[int, dict[str, float]] = {
     70: {"unplanned": 2},
     60: {"mismatched": 3, "worst": 12.5},
@@ -35,14 +33,29 @@ SAID = {
 """How the page judges it, and in which words. The gaps of 10 to 8 are one."""
 
 
+START_S = quarter_start_s()
+"""When the quarter hour began in which the file is written; the next may have begun when a test looks."""
+
+
+def start_s(ago: int) -> int:
+    """Return when the quarter hour began that was so many before."""
+    return START_S - ago * QUARTER_S
+
+
+def hours(start_s: int) -> str:
+    """Return how the page names a quarter hour."""
+    names = [f"{at // 3600 % 24:02d}:{at // 60 % 60:02d}" for at in (start_s, start_s + QUARTER_S)]
+    return " to ".join(names)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server alone, over the day's file."""
     folder = tmp_path_factory.mktemp("host")
-    history = [quarter(ago, **EVENTS.get(ago, {})) for ago in range(WATCHED_SINCE, -1, -1)]
+    history = [quarter(start_s(ago), **EVENTS.get(ago, {})) for ago in range(WATCHED_SINCE, -1, -1)]
     gaps = [
-        {"start": quarter_start_s(30) + 100, "seconds": 45, "cause": "stream: it was cut"},
-        {"start": quarter_start_s(9) - 100, "seconds": 1200, "cause": "not running"},
+        {"start": start_s(30) + 100, "seconds": 45, "cause": "stream: it was cut"},
+        {"start": start_s(9) - 100, "seconds": 1200, "cause": "not running"},
     ]
     write(folder, {"BTCUSDT": aged(0.5)}, history=history, gaps=gaps)
     with serve(folder) as server:
@@ -53,56 +66,48 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def page(browser: Browser, server: Server) -> Browser:
     """The page, with its strip loaded."""
     browser.open(server)
-    browser.wait(f"strip.children.length === {LAST + 1}", "the quarter hours")
+    browser.wait("strip.children.length === 97", "the quarter hours")
     return browser
-
-
-def hours_and_minutes(server: Server, place: int) -> str:
-    """Return how the page names the quarter hour at a place of the report."""
-    minutes = server.get("/funding/report")[1]["timeline"][place]["start"] // 60
-    names = [f"{minute // 60 % 24:02d}:{minute % 60:02d}" for minute in (minutes, minutes + 15)]
-    return " to ".join(names)
 
 
 def test_every_quarter_hour_is_judged(page: Browser) -> None:
     """Not watched, fresh, a loss or a mismatch, a gap or stale data: at the place where it was."""
-    states = page.run("return [...strip.children].map(item => item.dataset.state)")
-    expected = ["none"] * (LAST - WATCHED_SINCE) + ["good"] * (WATCHED_SINCE + 1)
-    for ago, (state, _) in SAID.items():
-        expected[LAST - ago] = state
-    assert states[:LAST] == expected[:LAST]
+    states = page.run("return Object.fromEntries([...strip.children].map(item => [item.id, item.dataset.state]))")
+    watched = {f"q{start_s(ago)}": SAID.get(ago, ("good", ""))[0] for ago in range(WATCHED_SINCE, 0, -1)}
+    assert watched.items() <= states.items()
+    assert {state for name, state in states.items() if name < f"q{start_s(WATCHED_SINCE)}"} == {"none"}
 
 
 @pytest.mark.parametrize("ago", SAID)
-def test_a_quarter_hour_is_described_by_the_pointer(page: Browser, server: Server, ago: int) -> None:
+def test_a_quarter_hour_is_described_by_the_pointer(page: Browser, ago: int) -> None:
     """What is under the pointer is described in a sentence."""
-    item = page.run("return strip.children[arguments[0]]", LAST - ago)
-    ActionChains(page.driver).move_to_element(item).perform()
-    assert page.text("#quarter") == f"{hours_and_minutes(server, LAST - ago)}, {SAID[ago][1]}"
+    ActionChains(page.driver).move_to_element(page.element(f"#q{start_s(ago)}")).perform()
+    assert page.text("#quarter") == f"{hours(start_s(ago))}, {SAID[ago][1]}"
 
 
-def test_quarter_hours_are_walked_through_by_keys(page: Browser, server: Server) -> None:
+def test_quarter_hours_are_walked_through_by_keys(page: Browser) -> None:
     """The newest first; arrows go to its neighbours, Page keys an hour further, Home and End to the ends."""
-    page.run("strip.previousElementSibling.tabIndex = -1; strip.previousElementSibling.focus()")
+    starts_s = page.run("return [...strip.children].map(item => Number(item.id.slice(1)))")
     page.press(Keys.TAB)
     assert page.run("return document.activeElement.id") == "strip"
     steps = [
-        (Keys.ARROW_LEFT, LAST - 1),
-        (Keys.PAGE_UP, LAST - 5),
-        (Keys.ARROW_RIGHT, LAST - 4),
-        (Keys.PAGE_DOWN, LAST),
-        (Keys.ARROW_RIGHT, LAST),
+        (Keys.ARROW_LEFT, -2),
+        (Keys.PAGE_UP, -6),
+        (Keys.ARROW_RIGHT, -5),
+        (Keys.PAGE_DOWN, -1),
+        (Keys.ARROW_RIGHT, -1),
         (Keys.HOME, 0),
         (Keys.ARROW_LEFT, 0),
-        (Keys.END, LAST),
+        (Keys.END, -1),
     ]
     for key, place in steps:
         page.press(key)
-        assert page.text("#quarter").startswith(hours_and_minutes(server, place)), key
-        assert page.run("return [...strip.children].findIndex(one => one.ariaSelected === 'true')") == place
+        assert page.text("#quarter").startswith(hours(starts_s[place])), key
+        selected = page.run("return [...strip.children].filter(one => one.ariaSelected === 'true').map(one => one.id)")
+        assert selected == [f"q{starts_s[place]}"]
 
 
-def test_a_screen_reader_is_given_each_quarter_hour(page: Browser, server: Server) -> None:
+def test_a_screen_reader_is_given_each_quarter_hour(page: Browser) -> None:
     """As options of a list box that has a name, each with the same sentence, of which one is the active one."""
     strip = page.element("#strip")
     assert (strip.aria_role, strip.accessible_name) == ("listbox", "Last 24 hours, by quarter hour")
@@ -110,10 +115,9 @@ def test_a_screen_reader_is_given_each_quarter_hour(page: Browser, server: Serve
     page.press(Keys.HOME)
     tree = page.set("Accessibility.getFullAXTree")["nodes"]
     options = [node["name"]["value"] for node in tree if node.get("role", {}).get("value") == "option"]
-    assert len(options) == LAST + 1
-    assert options[0] == f"{hours_and_minutes(server, 0)}, not watched"
-    for ago, (_, words) in SAID.items():
-        assert options[LAST - ago] == f"{hours_and_minutes(server, LAST - ago)}, {words}"
+    assert len(options) == 97
+    assert options[0].endswith(", not watched")
+    assert {f"{hours(start_s(ago))}, {words}" for ago, (_, words) in SAID.items()} <= set(options)
     active = page.run("return document.getElementById(strip.getAttribute('aria-activedescendant')).ariaLabel")
     assert active == options[0]
 

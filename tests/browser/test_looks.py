@@ -9,9 +9,8 @@ import pytest
 from selenium.webdriver import Keys
 
 from tests.support.browser import Browser
-from tests.support.page_files import aged, market, quarter, serve, write
+from tests.support.page_files import market, quarter, quarter_start_s, serve, served, write
 from tests.support.programs import Server
-from tests.support.samples import status
 
 NARROW, WIDE = (360, 740), (1600, 1000)
 AXE = files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8")
@@ -34,8 +33,9 @@ def server(folder: Path) -> Iterator[Server]:
 @pytest.fixture
 def page(browser: Browser, folder: Path, server: Server) -> Iterator[Browser]:
     """The page over a market in which something of every kind is wrong."""
-    history = [quarter(0), quarter(1, unplanned=1), quarter(2, worst=400)]
-    short = status(connections=1, market_served_time=aged(0)["updatedAt"], last_error="connection reset")
+    now_s = quarter_start_s()
+    history = [quarter(now_s - 1800, worst=400), quarter(now_s - 900, unplanned=1), quarter(now_s)]
+    short = served(connections=1, last_error="connection reset")
     write(folder, market(), history=history, connection_status=short)
     browser.open(server)
     browser.wait_for_rows(48)

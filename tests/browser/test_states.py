@@ -105,7 +105,7 @@ def test_a_server_that_refuses_the_stream_is_told_from_one_that_is_gone(
                 follower.send(b"GET /funding/stream?symbols=BTCUSDT HTTP/1.1\r\nHost: x\r\n\r\n")
                 assert b" 200 " in follower.sock.recv(1000)
             browser.open(server)
-            browser.wait_for_banner("refused", "It answers, but opens no stream")
+            browser.wait_for_banner("refused", "It answers, but has no stream left")
         browser.wait_for_banner("healthy", "Fresh")
 
 

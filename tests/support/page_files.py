@@ -47,22 +47,26 @@ def market() -> dict[str, dict[str, Any]]:
     return {**named, **many}
 
 
+def served(**members: Any) -> dict[str, Any]:
+    """Return a connection status in which no gap opens, however long a test looks at it."""
+    return status(market_served_time=time.time() + 3600, **members)
+
+
 def write(folder: Path, records: dict[str, dict[str, Any]], **members: Any) -> None:
     """Write a file of now in which all is well, but for the members given."""
-    now_s = time.time()
-    good = {"updated_at": now_s, "boot_id": "", "connection_status": status(market_served_time=now_s)}
+    good = {"updated_at": time.time(), "boot_id": "", "connection_status": served()}
     put(folder / STATE_FILE, state(records, **{**good, **members}))
 
 
-def quarter_start_s(quarters_ago: int = 0) -> int:
-    """Return when the quarter hour began that was so many before this one."""
-    return int(time.time() // QUARTER_S - quarters_ago) * QUARTER_S
+def quarter_start_s() -> int:
+    """Return when this quarter hour began."""
+    return int(time.time() // QUARTER_S) * QUARTER_S
 
 
-def quarter(quarters_ago: int, **counts: float) -> dict[str, float]:
+def quarter(start_s: int, **counts: float) -> dict[str, float]:
     """Return a quarter hour of `history` that went well, but for the counts given."""
     good = {"observed": 900, "unplanned": 0, "planned": 0, "runs": 15, "compared": 9000, "mismatched": 0, "worst": 3.1}
-    return {"start": quarter_start_s(quarters_ago), **good, **counts}
+    return {"start": start_s, **good, **counts}
 
 
 def serve(folder: Path) -> Server:

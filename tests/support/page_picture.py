@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.exchange import Exchange, Market
 from tests.support.browser import chromium
-from tests.support.page_files import aged, quarter, quarter_start_s, write
+from tests.support.page_files import QUARTER_S, aged, quarter, quarter_start_s, write
 from tests.support.programs import ROOT, Daemon, Server
 
 _PICTURE = ROOT / "docs" / "page.png"
@@ -22,8 +22,9 @@ def main() -> None:
     """Run both programs, wait for a good minute, take the picture."""
     # As many as have names of their own; those of the rest say that they are simulated.
     market = Market(usd_m=40, tradfi=19, coin_m=2, fundless=2)
-    history = [quarter(ago, **_EVENTS.get(ago, {})) for ago in range(88, -1, -1)]
-    gaps = [{"start": quarter_start_s(12), "seconds": 14, "cause": "stream and REST: no route to host"}]
+    start_s = quarter_start_s()
+    history = [quarter(start_s - ago * QUARTER_S, **_EVENTS.get(ago, {})) for ago in range(88, -1, -1)]
+    gaps = [{"start": start_s - 12 * QUARTER_S, "seconds": 14, "cause": "stream and REST: no route to host"}]
     with tempfile.TemporaryDirectory(prefix="page-") as name, Exchange(market, tick_s=1.0) as exchange:
         folder = Path(name)
         write(folder, {"BTCUSDT": aged(8)}, history=history, gaps=gaps)
