@@ -33,7 +33,7 @@ class Kind(NamedTuple):
 
 _NUMBER = frozenset({int, float})
 COUNT, RATIO, SECONDS = Kind(_NUMBER), Kind(_NUMBER, "fraction"), Kind(_NUMBER, "s")
-PRICE, HOURS = Kind(_NUMBER, "quote asset"), Kind(_NUMBER, "h")
+PRICE, HOURS, BYTES = Kind(_NUMBER, "quote asset"), Kind(_NUMBER, "h"), Kind(_NUMBER, "bytes")
 UNIX_S, UNIX_MS = Kind(_NUMBER, "Unix s", "%.3f"), Kind(_NUMBER, "Unix ms")
 FLAG, TEXT = Kind(frozenset({bool}), "true or false"), Kind(frozenset({str}), "text", '"%s"')
 COUNTS = Kind(frozenset({dict}), "numbers by name", members=_NUMBER)
@@ -194,6 +194,17 @@ LAST: Section = (
     Field("only_in_stream_symbols", NAMES, "at most 20 of them", default=[]),
     Field("only_in_rest_symbols", NAMES, "at most 20 of them", default=[]),
 )
+
+PROCESS: Section = (
+    Field("cpu_seconds", SECONDS, "processor time used", metric="daemon_process_cpu_seconds_total"),
+    Field("resident_memory_bytes", BYTES, "memory in RAM", metric="daemon_process_resident_memory_bytes"),
+    Field("virtual_memory_bytes", BYTES, "address space", metric="daemon_process_virtual_memory_bytes"),
+    Field("open_fds", COUNT, "open file descriptors", metric="daemon_process_open_fds"),
+    Field("max_fds", COUNT, "limit of open file descriptors", metric="daemon_process_max_fds"),
+    Field("start_time_seconds", UNIX_S, "start of the process", metric="daemon_process_start_time_seconds"),
+)
+"""The daemon's metrics. By convention those of the process that is scraped, the server, have no prefix: for it,
+`binance_funding_daemon_` is left out."""
 
 GAP: Section = (
     Field("start", UNIX_S, "when the last new data before it came", required=True),

@@ -157,6 +157,7 @@ def _complete(parsed: Any) -> dict[str, Any]:
             "last": None if last is None else _only(schema.LAST, last),
             "totals": _only(schema.TOTALS, comparison.get("totals", {})),
         },
+        "process": _only(schema.PROCESS, parsed.get("process", {})),
         "gaps": schema.complete(schema.GAP, parsed.get("gaps", [])),
         "history": schema.complete(schema.QUARTER, parsed.get("history", [])),
     }

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from .. import __version__, service
+from .. import __version__, process, service
 from ..clock import Clock
 from ..log import EventLogger
 from ..schema import STATUS, declared
@@ -225,6 +225,7 @@ class Daemon:
         return {
             "connection_status": {**declared(STATUS, status), "rest": self._rest.status()},
             "comparison": self._context.comparison.to_json(),
+            "process": process.usage(),
             **self._context.history.to_json(wall_s),
         }
 

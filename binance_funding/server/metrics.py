@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import __version__
-from ..schema import HEADER, REST, SERVED, STATUS, TOTALS, Field
+from ..schema import HEADER, PROCESS, REST, SERVED, STATUS, TOTALS, Field
 from .view import View
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -40,8 +40,9 @@ def _families(view: View) -> Iterator[tuple[str, str, _Samples]]:
     for one in filter(_has_metric, SERVED):
         yield one.metric, one.meaning, [(label, record[one.name]) for label, record in records]
     yield "symbols", "symbols in the state file", [("", len(records))]
-    totals = state["comparison"]["totals"]
-    for section, values in ((STATUS, status), (REST, status["rest"]), (TOTALS, totals), (HEADER, state)):
+    totals, process = state["comparison"]["totals"], state["process"]
+    sections = ((STATUS, status), (REST, status["rest"]), (TOTALS, totals), (PROCESS, process), (HEADER, state))
+    for section, values in sections:
         for one in filter(_has_metric, section):
             yield _family(one, values[one.name])
     yield "info", "version of the HTTP server", [(_label("version", __version__), 1)]

@@ -18,6 +18,7 @@ SECTIONS: dict[str, schema.Section] = {
     "rest": schema.REST,
     "totals": schema.TOTALS,
     "last": schema.LAST,
+    "process": schema.PROCESS,
     "gap": schema.GAP,
     "quarter": schema.QUARTER,
 }

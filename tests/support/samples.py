@@ -106,6 +106,14 @@ def state(records: dict[str, Any] | None = None, **members: Any) -> dict[str, An
             "last": None,
             "totals": {"runs": 3, "compared": 90, "matched": 88, "mismatched": 2, "identical": 80},
         },
+        "process": {
+            "cpu_seconds": 12.5,
+            "resident_memory_bytes": 36 << 20,
+            "virtual_memory_bytes": 512 << 20,
+            "open_fds": 14,
+            "max_fds": 1024,
+            "start_time_seconds": WALL_S - 7200.5,
+        },
         "gaps": [],
         "history": [],
     }

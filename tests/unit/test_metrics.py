@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from binance_funding import __version__
-from binance_funding.schema import HEADER, REST, SERVED, STATUS, TOTALS
+from binance_funding.schema import HEADER, PROCESS, REST, SERVED, STATUS, TOTALS
 from binance_funding.server import metrics
 from binance_funding.state_file import EMPTY
 from tests.support.clock import WALL_S
@@ -106,6 +106,12 @@ def test_every_documented_metric_is_there_with_its_value() -> None:
         "clock_offset_seconds": -0.125,
         "state_file_timestamp_seconds": WALL_S,
         "daemon_start_time_seconds": WALL_S - 7200,
+        "daemon_process_cpu_seconds_total": 12.5,
+        "daemon_process_resident_memory_bytes": 36 << 20,
+        "daemon_process_virtual_memory_bytes": 512 << 20,
+        "daemon_process_open_fds": 14,
+        "daemon_process_max_fds": 1024,
+        "daemon_process_start_time_seconds": WALL_S - 7200.5,
         "info": {__version__: 1},
     }
 
@@ -143,7 +149,9 @@ def test_labels_are_escaped(symbol: str) -> None:
 
 def test_every_metric_of_the_schema_is_rendered() -> None:
     """A field that names one needs nothing else."""
-    declared = {one.metric.partition("{")[0] for one in (*HEADER, *SERVED, *STATUS, *REST, *TOTALS) if one.metric}
+    declared = {
+        one.metric.partition("{")[0] for one in (*HEADER, *SERVED, *STATUS, *REST, *TOTALS, *PROCESS) if one.metric
+    }
     assert values(state()).keys() == declared | {"symbols", "info"}
 
 

@@ -15,6 +15,7 @@ from binance_funding.schema import (
     LAST,
     MARKS,
     NAMES,
+    PROCESS,
     QUARTER,
     RECORD,
     REST,
@@ -38,6 +39,7 @@ SECTIONS = {
     "rest": REST,
     "totals": TOTALS,
     "last": LAST,
+    "process": PROCESS,
     "gap": GAP,
     "quarter": QUARTER,
 }
