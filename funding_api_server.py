@@ -49,6 +49,7 @@ def main() -> int:
         api,
         max_connections=fitting,
         cache_version=api.version,
+        meter=api.meter,
         on_alive=lambda: service.notify("READY=1\nWATCHDOG=1"),
         alive_every_s=service.watchdog_interval_s(),
     )

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
-from .. import __version__
+from .. import __version__, process
 from ..clock import Clock, Moment
 from ..schema import STATUS
 from ..settings import Settings
@@ -18,6 +18,7 @@ from ..state_file import EMPTY
 from . import metrics, page
 from .http_message import Request, Response, error_response
 from .listing import Listing, dump
+from .meter import OTHER, Meter
 from .parameters import InvalidParameter, Parameters, read_parameters
 from .push import Push
 from .report import report
@@ -36,9 +37,10 @@ _TICKS_PER_S = 10
 # Compression beyond this level costs more milliseconds than it saves on a local network.
 _GZIP_LEVEL = 1
 
+_SYMBOL = "/funding/{symbol}"
 _ENDPOINTS = {
     "/funding": "every symbol",
-    "/funding/{symbol}": "one symbol, e.g. /funding/BTCUSDT",
+    _SYMBOL: "one symbol, e.g. /funding/BTCUSDT",
     "/funding/batch?symbols=BTCUSDT,ETHUSDT": "several symbols",
     "/funding/batch?sort=-annualizedFundingRate&limit=20": "those that pay most",
     "/funding/stream?symbols=BTCUSDT,ETHUSDT": "several symbols or all, pushed when they change (server-sent events)",
@@ -63,21 +65,21 @@ class _Body:
     """A large body: compressed and named when first asked for."""
 
     def __init__(self, content: bytes) -> None:
-        self._content = content
+        self.content = content
 
     @functools.cached_property
     def _compressed(self) -> bytes:
-        return gzip.compress(self._content, _GZIP_LEVEL, mtime=0)
+        return gzip.compress(self.content, _GZIP_LEVEL, mtime=0)
 
     @functools.cached_property
     def tag(self) -> str:
-        return hashlib.blake2b(self._content, digest_size=12).hexdigest()
+        return hashlib.blake2b(self.content, digest_size=12).hexdigest()
 
     def as_accepted(self, request: Request) -> tuple[bytes, tuple[tuple[str, str], ...]]:
         """Return the body as the client accepts it, and the header that says so."""
         if _accepts_gzip(request.headers.get("accept-encoding", "")):
             return self._compressed, (("Content-Encoding", "gzip"),)
-        return self._content, ()
+        return self.content, ()
 
 
 _PAGE = _Body(page.CONTENT)
@@ -116,7 +118,10 @@ class Api:
             "/funding/health": self._health,
             "/funding/report": self._report,
             "/metrics": self._metrics,
+            _SYMBOL: self._symbol,
         }
+        self.meter = Meter(self._route_of)
+        """What the server counts, for /metrics."""
 
     def version(self) -> Hashable:
         """Look whether the file has changed; as long as this is equal, so is every answer."""
@@ -128,18 +133,22 @@ class Api:
 
     def __call__(self, request: Request) -> Response:
         """Answer one GET or HEAD request."""
-        path = request.path.rstrip("/") or "/"
-        is_symbol = path.startswith("/funding/") and path.count("/") == 2
-        route = self._routes.get(path, self._symbol if is_symbol else None)
+        name = self._route_of(request)
+        route = self._routes.get(name)
         if route is None:
             return error_response(404, "no such path; / lists what there is")
         try:
-            asked = read_parameters(request.query, _PARAMETERS.get(path, ()))
-            if self._reader.state is None and path not in _WITHOUT_FILE:
+            asked = read_parameters(request.query, _PARAMETERS.get(name, ()))
+            if self._reader.state is None and name not in _WITHOUT_FILE:
                 return _unavailable({"error": f"no data: {self._reader.error}"})
             return route(_Call(request, asked, self._current_view(), self._clock.now()))
         except InvalidParameter as error:
             return error_response(400, str(error))
+
+    def _route_of(self, request: Request) -> str:
+        path = request.path.rstrip("/") or "/"
+        is_symbol = path.startswith("/funding/") and path.count("/") == 2
+        return path if path in self._routes else _SYMBOL if is_symbol else OTHER
 
     def _current_view(self) -> View:
         if self._viewed_version != self._reader.version:
@@ -248,7 +257,8 @@ class Api:
         return _json(200, content, _NO_STORE)
 
     def _metrics(self, call: _Call) -> Response:
-        body = self._body("/metrics", self._viewed_version, lambda: metrics.render(call.view).encode())
+        of_file = self._body("/metrics", self._viewed_version, lambda: metrics.render(call.view).encode())
+        body = _Body(of_file.content + metrics.render_server(self.meter, process.usage()).encode())
         content, encoding = body.as_accepted(call.request)
         headers = (("Content-Type", metrics.CONTENT_TYPE), _VARY_ENCODING, _NO_STORE, *encoding)
         return Response(200, content, headers)

@@ -18,6 +18,7 @@ from ..log import EventLogger, LogThrottle
 from .http_message import Request, Response, error_response
 from .limits import Limits
 from .listener import accept
+from .meter import Meter
 from .responder import FULL, Responder
 
 _RECV_BYTES = 16 << 10
@@ -64,6 +65,7 @@ class HttpServer:
     max_connections: int
     cache_version: Callable[[], Hashable] = lambda: None  # called after each wake-up, before requests are answered
     limits: Limits = field(default_factory=Limits)
+    meter: Meter = field(default_factory=Meter)
     steady_s: Callable[[], float] = time.monotonic
     wall_s: Callable[[], float] = time.time
     on_alive: Callable[[], object] = lambda: None  # called every alive_every_s, requests or not: for a watchdog
@@ -73,8 +75,8 @@ class HttpServer:
         self.address: tuple[str, int] = self.listener.getsockname()[:2]
         self.listener.setblocking(False)
         self._throttle = LogThrottle(_log, self.steady_s, first_wait_s=10.0)
-        functions = self.handler, self.cache_version, self._may_subscribe, self.wall_s
-        self._responder = Responder(*functions, self.limits, self._throttle)
+        of_caller = self.handler, self.cache_version, max(1, self.max_connections // 2), self.wall_s, self.limits
+        self._responder = Responder(*of_caller, self._throttle, self.meter)
         self._now_s = self._due_s = self.steady_s()
         self._accept_due_s = math.inf
         self._alive_due_s = math.inf if self.alive_every_s is None else self._now_s
@@ -92,6 +94,8 @@ class HttpServer:
         self._closed = _State(0, self._close, math.inf, self._close)  # none: what still comes changes nothing
         self._subscribers = (self._pushing, self._subscribed)
         self._open_states = (self._new, self._idle, self._reading, self._writing, *self._subscribers, self._closing)
+        self.meter.connections = lambda: sum(len(state.clients) for state in self._open_states[:-1])
+        self.meter.subscribers = lambda: sum(len(state.clients) for state in self._subscribers)
         self._push_due_s = self._now_s
         self._to_look_at: list[_Client] = []
 
@@ -134,6 +138,7 @@ class HttpServer:
         if self.listener in others:  # after the clients, so that nobody whose request has come is taken for idle
             self._accept()
         self._due_s = self._expire()
+        self.meter.end_turn(self.steady_s() - self._now_s)
         return self._stop_receiver not in others
 
     def _look_for_events(self, pushes: int) -> None:
@@ -189,7 +194,7 @@ class HttpServer:
 
     def _accept(self) -> None:
         for number in range(self.limits.per_turn):
-            is_full = sum(len(state.clients) for state in self._open_states[:-1]) >= self.max_connections
+            is_full = self.meter.connections() >= self.max_connections
             if is_full and number:
                 return  # those accepted in this turn look as if they waited, as nothing was read from them yet
             try:
@@ -254,7 +259,7 @@ class HttpServer:
         if not received or client.closes:  # closing: what is still sent is dropped
             return
         client.unanswered += received
-        encoded = self._responder.cache.get(client.unanswered)
+        encoded = self._responder.cached(client.unanswered)
         if encoded is None:
             self._answer(client)
         else:  # exactly one request, asked before: nearly all of them
@@ -282,9 +287,6 @@ class HttpServer:
             self._flush_then(client, self._writing)
         elif client.state is not self._reading:  # else its time runs on from its first byte
             self._enter(client, self._reading)
-
-    def _may_subscribe(self) -> bool:
-        return sum(len(state.clients) for state in self._subscribers) < max(1, self.max_connections // 2)
 
     def _push(self, client: _Client) -> None:
         """Send what is left; then, to a client that took it all, what it lacks by now."""

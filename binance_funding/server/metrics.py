@@ -1,51 +1,78 @@
-"""The state file as Prometheus metrics, text format 0.0.4: one table, made from the schema. Pure.
+"""State file and server as Prometheus metrics, text format 0.0.4; those of the file are made from the schema. Pure.
 
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 from .. import __version__
 from ..schema import HEADER, PROCESS, REST, SERVED, STATUS, TOTALS, Field
+from .meter import BUCKETS_S, Meter
 from .view import View
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _PREFIX = "binance_funding_"
+_DURATION = _PREFIX + "http_request_duration_seconds"
 _Samples = list[tuple[str, Any]]
-"""Labels and value of each; a value that is not known is None."""
+"""Labels and value of each, in a histogram the end of its name too; a value that is not known is None."""
+_Families = Iterator[tuple[str, str, _Samples]]
 
 
 def render(view: View) -> str:
     """Return all metrics of one state file; what the file does not know is left out."""
+    return _text(_of_file(view))
+
+
+def render_server(meter: Meter, usage: Mapping[str, float | None]) -> str:
+    """Return the metrics of the server itself: what it counted, and what its process uses."""
+    return _text(_of_server(meter, usage))
+
+
+def _text(all_families: _Families) -> str:
     families: dict[str, tuple[list[str], list[str]]] = {}
-    for name, meaning, samples in _families(view):
-        meanings, lines = families.setdefault(_PREFIX + name, ([], []))
+    for name, meaning, samples in all_families:
+        meanings, lines = families.setdefault(name, ([], []))
         meanings.append(meaning)
         # Numbers as Python writes them are numbers of the format too, but for true and false.
-        lines += [f"{_PREFIX}{name}{labels} {value + 0!r}" for labels, value in samples if value is not None]
+        lines += [f"{name}{labels} {value + 0!r}" for labels, value in samples if value is not None]
     return "".join(_family_text(name, ", ".join(meanings), lines) for name, (meanings, lines) in families.items())
 
 
 def _family_text(name: str, meaning: str, lines: list[str]) -> str:
-    kind = "counter" if name.endswith("_total") else "gauge"
+    kind = "counter" if name.endswith("_total") else "histogram" if name == _DURATION else "gauge"
     described = f"# HELP {name} {meaning[0].upper()}{meaning[1:]}.", f"# TYPE {name} {kind}"
     return "\n".join([*described, *lines, ""])
 
 
-def _families(view: View) -> Iterator[tuple[str, str, _Samples]]:
+def _of_file(view: View) -> _Families:
     state, status = view.state, view.status
     records = [(_label("symbol", symbol), record) for symbol, record in view.records.items()]
     for one in filter(_has_metric, SERVED):
-        yield one.metric, one.meaning, [(label, record[one.name]) for label, record in records]
-    yield "symbols", "symbols in the state file", [("", len(records))]
+        yield _PREFIX + one.metric, one.meaning, [(label, record[one.name]) for label, record in records]
+    yield _PREFIX + "symbols", "symbols in the state file", [("", len(records))]
     totals, process = state["comparison"]["totals"], state["process"]
     sections = ((STATUS, status), (REST, status["rest"]), (TOTALS, totals), (PROCESS, process), (HEADER, state))
     for section, values in sections:
         for one in filter(_has_metric, section):
             yield _family(one, values[one.name])
-    yield "info", "version of the HTTP server", [(_label("version", __version__), 1)]
+    yield _PREFIX + "info", "version of the HTTP server", [(_label("version", __version__), 1)]
+
+
+def _of_server(meter: Meter, usage: Mapping[str, float | None]) -> _Families:
+    tallies = sorted(meter.tallies.items())
+    counts = [(f'{{route="{route}",status="{status}"}}', tally.requests) for (route, status), tally in tallies]
+    yield _PREFIX + "http_requests_total", "requests answered, refused ones too", counts
+    bounds = zip([*BUCKETS_S, "+Inf"], accumulate(meter.buckets), strict=True)
+    buckets = [(f'_bucket{{le="{bound}"}}', count) for bound, count in bounds]
+    meaning = "turn of the event loop that answered a request: at most so long from noticing it to sending the answer"
+    yield _DURATION, meaning, [*buckets, ("_sum", round(meter.seconds, 6)), ("_count", sum(meter.buckets))]
+    yield _PREFIX + "http_connections", "open connections, as API_MAX_CONNECTIONS counts", [("", meter.connections())]
+    yield _PREFIX + "http_subscribers", "connections that follow /funding/stream", [("", meter.subscribers())]
+    for one in PROCESS:
+        yield one.metric.removeprefix("daemon_"), one.meaning, [("", usage[one.name])]
 
 
 def _has_metric(one: Field) -> bool:
@@ -53,7 +80,7 @@ def _has_metric(one: Field) -> bool:
 
 
 def _family(one: Field, value: Any) -> tuple[str, str, _Samples]:
-    name, brace, label = one.metric.partition("{")
+    name, brace, label = f"{_PREFIX}{one.metric}".partition("{")
     if type(value) is dict:  # a sample for each member, under the label named
         return name, one.meaning, [(_label(label.rstrip("}"), key), value[key]) for key in sorted(value)]
     return name, one.meaning, [(brace + label, value)]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ..log import LogThrottle
 from .http_message import METHODS, BadRequest, Request, Response, encode, error_response, parse_head
 from .limits import Limits
+from .meter import OTHER, Meter, Tally
 
 _ALLOW = ", ".join(METHODS)
 _PREFLIGHT = Response(
@@ -27,11 +28,15 @@ _NOT_SERVED = error_response(405, "this method is not served", ("Allow", _ALLOW)
 
 
 class Encoded(NamedTuple):
-    """Answers as they are sent, in as few buffers as they need; whether the connection ends with them; what follows."""
+    """Answers as they are sent, in as few buffers as they need; whether the connection ends with them; what follows.
+
+    The tally is that of a single answer.
+    """
 
     buffers: tuple[bytes, ...]
     closes: bool
     events: Iterator[list[bytes]] | None = None
+    tally: Tally = Tally()
 
 
 @dataclass(eq=False)
@@ -44,10 +49,11 @@ class Responder:
 
     handler: Callable[[Request], Response]
     cache_version: Callable[[], Hashable]
-    may_subscribe: Callable[[], bool]
+    max_subscribers: int
     wall_s: Callable[[], float]
     limits: Limits
     throttle: LogThrottle
+    meter: Meter = field(default_factory=Meter)
     cache: dict[bytes, Encoded] = field(default_factory=dict)
     is_draining: bool = False
     """Nothing is cached any more, and the last answer of each connection closes it."""
@@ -70,13 +76,21 @@ class Responder:
         self.is_draining = True
         self.cache.clear()
 
+    def cached(self, head: bytes) -> Encoded | None:
+        """Return the answer to a request asked before, and count it; None where it is not in the cache."""
+        encoded = self.cache.get(head)
+        if encoded is not None:
+            encoded.tally.requests += 1  # as Meter.count does, without the call: this is nearly all there is to do
+            self.meter.in_turn += 1
+        return encoded
+
     def answer(self, received: bytes) -> tuple[Encoded, bytes]:
         """Answer the complete requests received, as many as are due to one client in one turn; return the rest too."""
         buffers: tuple[bytes, ...] = ()
         for _ in range(self.limits.per_turn):
             end = received.find(b"\r\n\r\n", 2) + 4  # from 2, as an empty line may come before a request
             head, rest = (received[:end], received[end:]) if end >= 4 else (received, b"")
-            encoded = self.cache.get(head) or self._answer(head, is_last=not rest)
+            encoded = self.cached(head) or self._answer(head, is_last=not rest)
             if encoded is None:
                 break
             received, buffers = rest, buffers + encoded.buffers
@@ -87,7 +101,13 @@ class Responder:
     def refuse(self, head: bytes, response: Response) -> Encoded:
         """Encode the last answer of a connection, to a request of which maybe just the beginning is known."""
         head_only = head.startswith((b"HEAD ", b"\r\nHEAD "))
-        return Encoded(encode(response, "close", self._date, head_only=head_only), closes=True)
+        return self._encode(response, "close", head_only=head_only)
+
+    def _encode(self, response: Response, connection: str, *, head_only: bool, route: str = OTHER) -> Encoded:
+        buffers = encode(response, connection, self._date, head_only=head_only)
+        tally = self.meter.tally(route, response.status)
+        self.meter.count(tally)
+        return Encoded(buffers, connection == "close", None if head_only else response.events, tally)
 
     def _answer(self, head: bytes, *, is_last: bool) -> Encoded | None:
         try:
@@ -99,17 +119,15 @@ class Responder:
         request, connection = parsed
         if self.is_draining and is_last:
             connection = "close"
-        date, head_only = self._date, request.method == "HEAD"
+        head_only = request.method == "HEAD"
         try:
-            response = self._respond(request)
+            response, route = self._respond(request), self.meter.route_of(request)
             if response.events is not None and not head_only:
-                return self._subscribe(response, head)
-            buffers = encode(response, connection, date, head_only=head_only)
+                return self._subscribe(response, route, head)
+            encoded = self._encode(response, connection, head_only=head_only, route=route)
         except Exception as error:  # noqa: BLE001 - a fault in one answer must not end the others
             self._log_failure(request, error)
-            buffers = encode(error_response(500, "internal error"), connection, date, head_only=head_only)
-            return Encoded(buffers, closes=connection == "close")
-        encoded = Encoded(buffers, closes=connection == "close")
+            return self._encode(error_response(500, "internal error"), connection, head_only=head_only)
         self._keep(head, encoded)
         return encoded
 
@@ -118,19 +136,19 @@ class Responder:
             return _PREFLIGHT
         return self.handler(request) if request.method in METHODS else _NOT_SERVED
 
-    def _subscribe(self, response: Response, head: bytes) -> Encoded:
+    def _subscribe(self, response: Response, route: str, head: bytes) -> Encoded:
         """Answer the last request of a connection: its body goes on until that ends.
 
         In chunks, as some clients (Python's requests) wait for 512 bytes where they are not told what is complete;
         HTTP/1.0 knows none (RFC 9112 section 6.1).
         """
-        if not self.may_subscribe():
-            response = _SUBSCRIBERS_FULL
+        if self.meter.subscribers() >= self.max_subscribers:
             self.throttle.warn("subscribers full", next="further ones get 503")
-        elif response.events and not head.lstrip().partition(b"\r\n")[0].endswith(b"/1.0"):
+            return self.refuse(head, _SUBSCRIBERS_FULL)
+        if response.events and not head.lstrip().partition(b"\r\n")[0].endswith(b"/1.0"):
             headers = (*response.headers, ("Transfer-Encoding", "chunked"))
             response = response._replace(headers=headers, events=_chunked(response.events))
-        return Encoded(encode(response, "close", self._date, head_only=False), closes=True, events=response.events)
+        return self._encode(response, "close", head_only=False, route=route)
 
     def _log_failure(self, request: Request, error: Exception) -> None:
         facts = {"method": request.method, "path": request.path[:200]}

@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from binance_funding.server.api import Api
+from binance_funding.server.http_message import Request
+from binance_funding.server.state_reader import StateReader
+from binance_funding.settings import Settings
 from tests.support.api_over_file import STALE_S, ApiOverFile
-from tests.support.clock import STEADY_S, WALL_S
+from tests.support.clock import STEADY_S, WALL_S, SimulatedClock
 from tests.support.samples import record, state
 from tests.support.state_files import OLD_FILE
 
@@ -346,9 +352,49 @@ def test_metrics_are_served_as_prometheus_text(server: ApiOverFile) -> None:
     assert headers["Vary"] == "Accept-Encoding"
     text = gzip.decompress(response.body)
     assert f"binance_funding_state_file_timestamp_seconds {WALL_S!r}\n" in text.decode()
-    assert server.get("/metrics").body == text
+    of_file = text.partition(b"# HELP binance_funding_http_")[0]
+    assert server.get("/metrics").body.startswith(of_file)
     server.put(state(updated_at=WALL_S + 1))
     assert f"binance_funding_state_file_timestamp_seconds {WALL_S + 1!r}\n" in server.get("/metrics").body.decode()
+
+
+def test_metrics_of_the_server_itself_are_those_of_the_moment(server: ApiOverFile) -> None:
+    """Whether the file has changed meanwhile or not."""
+    server.put(state())
+    for requests in range(3):
+        line = f'binance_funding_http_requests_total{{route="/funding",status="200"}} {requests}\n'
+        meter = server.api.meter
+        assert (line in server.get("/metrics").body.decode()) == (requests > 0)
+        meter.count(meter.tally("/funding", 200))
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/", "/"),
+        ("/funding/", "/funding"),
+        ("/funding/batch", "/funding/batch"),
+        ("/funding/btcusdt", "/funding/{symbol}"),
+        ("/funding/no such symbol", "/funding/{symbol}"),
+        ("/funding/{symbol}", "/funding/{symbol}"),
+        ("/funding/a/b", "other"),
+        ("/fundings", "other"),
+        ("other", "other"),
+        ("*", "other"),
+    ],
+)
+def test_requests_are_counted_by_the_route_that_answers(server: ApiOverFile, path: str, route: str) -> None:
+    """What a client asks for does not become a label."""
+    assert server.api.meter.route_of(Request("GET", path, "", {})) == route
+
+
+@given(path=st.text())
+def test_routes_are_few(path: str) -> None:
+    """Whatever is asked for: each is a time series for ever."""
+    api = Api(StateReader("/nonexistent"), Settings(), SimulatedClock().clock)
+    routes = {"/", "/metrics", "other", "/funding", "/funding/{symbol}"}
+    routes |= {f"/funding/{name}" for name in ("batch", "stream", "health", "report")}
+    assert api.meter.route_of(Request("GET", path, "", {})) in routes
 
 
 def test_the_root_names_the_endpoints(server: ApiOverFile) -> None:

@@ -9,6 +9,7 @@ import pytest
 from binance_funding import __version__
 from binance_funding.schema import HEADER, PROCESS, REST, SERVED, STATUS, TOTALS
 from binance_funding.server import metrics
+from binance_funding.server.meter import BUCKETS_S, Meter
 from binance_funding.state_file import EMPTY
 from tests.support.clock import WALL_S
 from tests.support.samples import record, state, status, view
@@ -35,7 +36,7 @@ def blocks(text: str) -> Iterator[tuple[str, str, str, list[str]]]:
     while lines:
         help_line, type_line = lines.pop(0), lines.pop(0)
         described = re.fullmatch(rf"# HELP ({NAME}) (\S.*)", help_line)
-        typed = re.fullmatch(rf"# TYPE ({NAME}) (counter|gauge)", type_line)
+        typed = re.fullmatch(rf"# TYPE ({NAME}) (counter|gauge|histogram)", type_line)
         assert described is not None, help_line
         assert typed is not None, type_line
         assert described[1] == typed[1]
@@ -54,11 +55,13 @@ def parse(text: str) -> dict[str, Family]:
         for line in lines:
             match = SAMPLE.fullmatch(line)
             assert match is not None, line
-            assert match[1] == name
+            part = match[1].removeprefix(name)
+            assert part in (("_bucket", "_sum", "_count") if kind == "histogram" else ("",)), line
             value = match[match.re.groups]
             assert NUMBER.fullmatch(value), line
             pairs = re.findall(LABEL, match[2] or "")
             labels = tuple((key, re.sub(r"\\.", lambda m: ESCAPES[m[0]], text)) for key, text in pairs)
+            labels = (("", part), *labels) if part else labels
             assert labels not in samples, line
             samples[labels] = float(value)
         families[name] = Family(kind, meaning, samples)
@@ -193,3 +196,72 @@ def test_an_active_fallback_is_one() -> None:
 def test_numbers_are_rendered_without_loss(number: float) -> None:
     """In whatever spelling Python prefers."""
     assert values(state({"A": record(markPrice=number)}))["mark_price"] == {"A": number}
+
+
+# The server's own
+
+
+def of_server(meter: Meter) -> dict[str, Family]:
+    """Return what is rendered of this meter and of a process that uses one of each."""
+    return parse(metrics.render_server(meter, dict.fromkeys((one.name for one in PROCESS), 1)))
+
+
+def busy_meter() -> Meter:
+    """Return one that has counted two requests of 3 ms, and one of 3 s."""
+    meter = Meter()
+    for requests, code, lasted_s in ((2, 200, 0.003), (1, 404, 3.0)):
+        for _ in range(requests):
+            meter.count(meter.tally("/funding/{symbol}", code))
+        meter.end_turn(lasted_s)
+    meter.connections, meter.subscribers = lambda: 7, lambda: 5
+    return meter
+
+
+def test_the_server_shows_what_it_counted() -> None:
+    """Requests by route and status, connections, and the conventional names for its process."""
+    families = of_server(busy_meter())
+    requests = families["binance_funding_http_requests_total"]
+    assert requests.kind == "counter"
+    assert {tuple(value for _, value in labels): count for labels, count in requests.samples.items()} == {
+        ("/funding/{symbol}", "200"): 2,
+        ("/funding/{symbol}", "404"): 1,
+        ("other", "500"): 0,
+        ("other", "503"): 0,
+    }
+    assert {name for labels in requests.samples for name, _ in labels} == {"route", "status"}
+    assert families["binance_funding_http_connections"].samples == {(): 7}
+    assert families["binance_funding_http_subscribers"].samples == {(): 5}
+    of_process = {name: family.kind for name, family in families.items() if name.startswith("process_")}
+    assert of_process == {
+        "process_cpu_seconds_total": "counter",
+        "process_resident_memory_bytes": "gauge",
+        "process_virtual_memory_bytes": "gauge",
+        "process_open_fds": "gauge",
+        "process_max_fds": "gauge",
+        "process_start_time_seconds": "gauge",
+    }
+
+
+def test_the_durations_are_a_histogram() -> None:
+    """Each bucket holds those of the smaller ones too; the last one and the count hold all."""
+    histogram = of_server(busy_meter())["binance_funding_http_request_duration_seconds"]
+    assert histogram.kind == "histogram"
+    buckets = [(dict(labels)["le"], n) for labels, n in histogram.samples.items() if labels[0][1] == "_bucket"]
+    assert buckets == [*((str(bound), 2 if bound >= 0.005 else 0) for bound in BUCKETS_S), ("+Inf", 3)]
+    others = {labels[0][1]: value for labels, value in histogram.samples.items() if len(labels) == 1}
+    assert others == {"_sum": pytest.approx(3.006), "_count": 3}
+
+
+def test_the_server_has_what_the_daemon_has() -> None:
+    """The same figures of both processes, under the same names but for the prefix; no name of the file's twice."""
+    of_file, own = parse(metrics.render(view(state()))), of_server(Meter())
+    prefix = "binance_funding_daemon_"
+    of_daemon = {name.removeprefix(prefix) for name in of_file if name.startswith(prefix + "process_")}
+    assert of_daemon == {name for name in own if not name.startswith("binance_funding_")}
+    assert own.keys().isdisjoint(of_file)
+
+
+def test_what_a_process_does_not_know_is_left_out() -> None:
+    """No sample is made up."""
+    usage = {**dict.fromkeys((one.name for one in PROCESS), 1), "open_fds": None}
+    assert parse(metrics.render_server(Meter(), usage))["process_open_fds"].samples == {}

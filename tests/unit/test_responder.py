@@ -22,9 +22,7 @@ class Desk:
         self.version = 0
         self.asked: list[str] = []
         throttle = LogThrottle(EventLogger("test"), lambda: self.time.steady_s, first_wait_s=10.0)
-        self.responder = Responder(
-            self.handler, lambda: self.version, lambda: True, lambda: self.time.wall_s, limits, throttle
-        )
+        self.responder = Responder(self.handler, lambda: self.version, 1, lambda: self.time.wall_s, limits, throttle)
 
     def handler(self, request: Request) -> Response:
         """Answer with how often it was asked; with a big body for /big, with events for /events; fail for others."""
