@@ -16,7 +16,7 @@ import pytest
 from binance_funding.server import metrics
 from binance_funding.state_file import EMPTY
 from tests.exchange import Exchange, Market
-from tests.support.programs import Daemon, Server
+from tests.support.programs import ROOT, Daemon, Server
 from tests.support.prometheus import (
     ALERTS,
     ALERTS_TEST,
@@ -95,9 +95,25 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
     """Each has for, severity, summary and description."""
     blocks = ALERTS.read_text(encoding="utf-8").split("- alert: ")[1:]
     for block in blocks:
-        for part in (r"expr: ", r"for: [1-9]\d*m\n", r"severity: (critical|warning|info)\n", "summary: ", "descript"):
+        for part in (
+            r"expr: ",
+            r"for: [1-9]\d*m\n",
+            r"severity: (critical|warning|info)\n",
+            "summary: ",
+            "descript",
+            "runbook",
+        ):
             assert len(re.findall(part, block)) == 1, (block, part)
     assert len(set(alert_names())) == len(blocks) >= 10
+
+
+def test_every_alert_leads_to_what_to_do() -> None:
+    """To a heading of its own in docs/operations.md, where it is installed; no heading speaks of another alert."""
+    links = re.findall(r"- alert: (\w+)\n.*?runbook_url: (\S+)\n", ALERTS.read_text(encoding="utf-8"), re.DOTALL)
+    installed = "file:///opt/binance-funding/current/docs/operations.md"
+    assert links == [(name, f"{installed}#{name.lower()}") for name in alert_names()]
+    headings = re.findall(r"^### (\w+)$", (ROOT / "docs" / "operations.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [name for name in headings if name.startswith("BinanceFunding")] == alert_names()
 
 
 def test_alert_rules_pass_their_unit_tests(promtool: str) -> None:
@@ -115,15 +131,18 @@ def test_one_lucky_symbol_does_not_keep_the_alert_on_stale_data_silent(promtool:
         for name, values in stamps.items()
     ]
     summary = "No new funding rate on a for 5m 0s"
-    description = re.search(
-        r"alert: BinanceFundingDataStale.*?description: >-\n(.*?)\n\n", ALERTS.read_text(), re.DOTALL
-    )
+    name = "BinanceFundingDataStale"
+    description = re.search(rf"alert: {name}.*?description: >-\n(.*?)\n\n", ALERTS.read_text(), re.DOTALL)
     assert description is not None
     alert = {
         "exp_labels": {"severity": "critical", "instance": "a"},
-        "exp_annotations": {"summary": summary, "description": " ".join(description[1].split())},
+        "exp_annotations": {
+            "summary": summary,
+            "description": " ".join(description[1].split()),
+            "runbook_url": f"file:///opt/binance-funding/current/docs/operations.md#{name.lower()}",
+        },
     }
-    case = {"alertname": "BinanceFundingDataStale", "eval_time": "5m", "exp_alerts": [alert]}
+    case = {"alertname": name, "eval_time": "5m", "exp_alerts": [alert]}
     test = {"interval": "15s", "input_series": series, "alert_rule_test": [case]}
     content = {"rule_files": [str(ALERTS)], "evaluation_interval": "15s", "tests": [test]}
     (tmp_path / "test.yml").write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML too
