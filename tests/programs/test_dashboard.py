@@ -11,7 +11,7 @@ import pytest
 from tests.exchange import Exchange, Market
 from tests.exchange.rest import PREMIUM_INDEX
 from tests.support.programs import Daemon, Server
-from tests.support.prometheus import DASHBOARD, Prometheus, running, served_names
+from tests.support.prometheus import DASHBOARD, FOLDER, Prometheus, running, served_names
 from tests.support.waiting import eventually
 
 CONTENT: dict[str, Any] = json.loads(DASHBOARD.read_text(encoding="utf-8"))
@@ -101,6 +101,23 @@ def test_every_variable_has_values(prometheus: Prometheus, variable: str, value:
         return [one for one in values if one.startswith(value)]
 
     assert len(eventually(found, f"values of {question}")) == 1
+
+
+def documented_queries() -> list[str]:
+    """Return the queries that the README shows."""
+    table = (FOLDER / "README.md").read_text(encoding="utf-8").partition("## Queries")[2]
+    return [
+        query
+        for row in re.findall(r"^\|.*\| (`.*`) \|$", table, re.MULTILINE)
+        for query in row.strip("`").split("`, `")
+    ]
+
+
+def test_every_documented_query_returns_data(prometheus: Prometheus) -> None:
+    """Those of the README, as they stand."""
+    assert len(documented_queries()) > 5
+    for query in documented_queries():
+        eventually(lambda query=query: prometheus.ask("query", query=query)["result"], f"data for {query}")  # type: ignore[misc]
 
 
 # Its form
