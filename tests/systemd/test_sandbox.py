@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from binance_funding.schema import PROCESS
 from tests.support.installed import DAEMON, PREFIX, PYTHON, SERVER, STATE_DIRECTORY, Service
 
 PROBE = """
@@ -115,6 +116,16 @@ def test_sandbox_leaves_no_way_out(service: Service, unit: str) -> None:
     ):
         assert findings[what] is False, what
     assert findings["boot_id"] == service.state()["boot_id"] if unit == DAEMON else findings["boot_id"]
+
+
+def test_both_programs_know_what_they_use(service: Service) -> None:
+    """The sandbox hides other processes and most of /proc; what a program asks there of itself, it is told."""
+    service.systemctl("start")
+    service.wait_until_healthy()
+    answer = service.run("curl", "-sS", "http://127.0.0.1:8888/metrics").stdout
+    for prefix in ("", "binance_funding_daemon_"):
+        told = re.findall(rf"^{prefix}process_(\w+) \d", answer, re.MULTILINE)
+        assert len(told) == len(set(told)) == len(PROCESS), told
 
 
 def test_server_answers_this_host_only_unless_a_drop_in_says_otherwise(service: Service) -> None:
