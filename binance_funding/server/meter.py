@@ -40,14 +40,12 @@ class Meter:
         self.in_turn = 0
         """Requests answered in this turn."""
 
-    def tally(self, route: str, status: int) -> Tally:
-        """Return the tally of a route and status, a new one where there is none."""
-        return self.tallies.setdefault((route, status), Tally())
-
-    def count(self, tally: Tally) -> None:
-        """Count a request that is answered in this turn."""
+    def count(self, route: str, status: int) -> Tally:
+        """Count a request that is answered in this turn; return the tally for those that get the same answer."""
+        tally = self.tallies.setdefault((route, status), Tally())
         tally.requests += 1
         self.in_turn += 1
+        return tally
 
     def end_turn(self, lasted_s: float) -> None:
         """Take over for how long the requests of this turn lasted."""

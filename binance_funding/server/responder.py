@@ -105,8 +105,7 @@ class Responder:
 
     def _encode(self, response: Response, connection: str, *, head_only: bool, route: str = OTHER) -> Encoded:
         buffers = encode(response, connection, self._date, head_only=head_only)
-        tally = self.meter.tally(route, response.status)
-        self.meter.count(tally)
+        tally = self.meter.count(route, response.status)
         return Encoded(buffers, connection == "close", None if head_only else response.events, tally)
 
     def _answer(self, head: bytes, *, is_last: bool) -> Encoded | None:

@@ -104,7 +104,7 @@ def test_what_alerts_wait_for_is_there_from_the_start() -> None:
 def test_a_duration_falls_into_the_bucket_that_includes_its_bound(lasted_s: float, bucket: int) -> None:
     """As `le` says; what is longer than all bounds counts as well."""
     meter = Meter()
-    meter.count(meter.tally("/a", 200))
+    meter.count("/a", 200)
     meter.end_turn(lasted_s)
     assert meter.buckets == [int(number == bucket) for number in range(len(BUCKETS_S) + 1)]
     assert meter.seconds == lasted_s
@@ -113,10 +113,9 @@ def test_a_duration_falls_into_the_bucket_that_includes_its_bound(lasted_s: floa
 def test_all_requests_of_a_turn_last_as_long_as_the_turn() -> None:
     """A turn without requests counts for nothing."""
     meter = Meter()
-    tally = meter.tally("/a", 200)
     for requests, lasted_s in ((3, 0.02), (0, 5.0), (1, 0.2)):
         for _ in range(requests):
-            meter.count(tally)
+            meter.count("/a", 200)
         meter.end_turn(lasted_s)
     assert sum(meter.buckets) == 4
     assert meter.seconds == pytest.approx(0.26)
