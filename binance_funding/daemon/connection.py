@@ -78,6 +78,7 @@ class Connection:
     on_change: Callable[[], None]
     """Called in the connection's thread after the first mark prices and after the end."""
     largest_message_bytes: int = _LARGEST_MESSAGE_BYTES
+    connect: transport.Connect = transport.connect
     started_s: float = field(init=False)
     opened_s: float | None = field(default=None, init=False)
     first_data_s: float | None = field(default=None, init=False)
@@ -137,7 +138,7 @@ class Connection:
 
     def _connect(self) -> None:
         timeout_s = min(_LONGEST_CONNECTING_S, self.context.settings.silence_seconds)
-        sock = transport.connect(self.url, Deadline(timeout_s, self.context.clock.steady_s))
+        sock = self.connect(self.url, Deadline(timeout_s, self.context.clock.steady_s))
         sock.settimeout(timeout_s)
         try:
             # Redirects are not followed: each would be an attempt that nobody counts, to wherever the answer says.

@@ -34,7 +34,7 @@ from .freshness import FreshnessWatch
 
 _log = EventLogger(__name__)
 
-_PREMIUM_INDEX, _TIME, _FUNDING_INFO = "/fapi/v1/premiumIndex", "/fapi/v1/time", "/fapi/v1/fundingInfo"
+PREMIUM_INDEX, TIME, _FUNDING_INFO = "/fapi/v1/premiumIndex", "/fapi/v1/time", "/fapi/v1/fundingInfo"
 _INTERVALS_KEPT_S = 3600.0
 # The boot clock keeps the time, and in fallback every request counts towards the weight.
 _TIME_KEPT_S = 240.0
@@ -104,6 +104,9 @@ class RestClient:
     timeout_s: float
     clock: Clock
     largest_answer_bytes: int = _LARGEST_ANSWER_BYTES
+    connect: transport.Connect = transport.connect
+    used_weight: str = field(default="", init=False)
+    """What this IP has used of its weight in this minute, as the last answer said; "" where none has."""
 
     def __post_init__(self) -> None:
         self._socket: socket.socket | None = None
@@ -126,6 +129,7 @@ class RestClient:
         except (OSError, http.client.HTTPException, ValueError, zlib.error) as error:
             self._check_running()
             raise _failure(error) from error
+        self.used_weight = headers.get("x-mbx-used-weight-1m", self.used_weight)
         if status != 200:
             refusal = refusals.explain(status, headers, body.decode("utf-8", "replace"), self.clock.wall_s())
             raise RestError(refusal.words, str(status), refusal.wait_s)
@@ -136,7 +140,7 @@ class RestClient:
         is_whole = False
         self._check_running()
         try:
-            sock = self._socket = self._socket or transport.connect(self.base_url, deadline)
+            sock = self._socket = self._socket or self.connect(self.base_url, deadline)
             transport.limit(sock, deadline)
             sock.sendall(self._request(path))
             wire = _Wire(sock, deadline)
@@ -317,7 +321,7 @@ class RestPoller:
         self._asked_s = self._counted_from_s = self._clock.steady_s()
         self.polls += 1
         try:
-            body = self.client.get(_PREMIUM_INDEX)
+            body = self.client.get(PREMIUM_INDEX)
             received = self._clock.now()
             self._took_s = received.steady_s - self._asked_s
             decoded = rates.decode_premium_index(body, received.steady_s)
@@ -373,8 +377,8 @@ class RestPoller:
         if spare_s <= 0 or now_s < self._asked_beside_s.get(path, -math.inf) + _RETRY_S:
             return
         self._asked_beside_s[path] = now_s
-        trouble = "time of Binance not learned" if path == _TIME else "funding intervals unknown"
-        over = "time of Binance learned again" if path == _TIME else "funding intervals known again"
+        trouble = "time of Binance not learned" if path == TIME else "funding intervals unknown"
+        over = "time of Binance learned again" if path == TIME else "funding intervals known again"
         try:
             learn(self.client.get(path, min(within_s, spare_s)))
         except (RestError, rates.MalformedMessage) as error:
@@ -388,10 +392,10 @@ class RestPoller:
         clock = self._exchange_clock
         is_old = not self.fallback_active and self._clock.steady_s() - clock.learned_s >= _TIME_KEPT_S
         if clock.is_doubted() or is_old:
-            self._ask_beside(_TIME, _TIME_WITHIN_S, self._learn_time)
+            self._ask_beside(TIME, _TIME_WITHIN_S, self._learn_time)
 
     def _learn_time(self, body: bytes) -> None:
-        asked_s, answered_s = self._asked_beside_s[_TIME], self._clock.steady_s()
+        asked_s, answered_s = self._asked_beside_s[TIME], self._clock.steady_s()
         self._exchange_clock.note_answer(rates.decode_server_time(body), asked_s, answered_s)
 
     def _update_intervals(self) -> None:

@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -21,6 +21,13 @@ from ..settings import SettingsError
 _SECURE = ("wss", "https")
 _THIS_HOST = ("localhost", "127.0.0.1", "::1")
 _LARGEST_HEAD_BYTES = 65_536
+
+STEPS = ("DNS", "proxy", "TCP", "TLS")
+"""What `connect` does, in this order."""
+OnStep = Callable[[str, str], None]
+"""Gets the name of each step that has succeeded, with a few facts; called in the connecting thread."""
+Connect = Callable[[str, Deadline], socket.socket]
+"""`connect` without its `on_step`, or what stands in for it."""
 
 
 class NoConnection(OSError):
@@ -40,6 +47,8 @@ class Proxy(NamedTuple):
     port: int
     authorization: str
     """Header line with user and password, or ""."""
+    variable: str
+    """The environment variable that names it."""
 
 
 def check(urls: Iterable[str], environment: Mapping[str, str] = os.environ) -> None:
@@ -80,12 +89,12 @@ def _proxy(name: str, value: str) -> Proxy:
         # The value is not quoted: it may hold a password.
         raise SettingsError(f"{name} is not allowed: an HTTP proxy, as http://HOST:PORT or HOST:PORT (no SOCKS)")
     if parts.username is None:
-        return Proxy(host, port, "")
-    user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return Proxy(host, port, f"Proxy-Authorization: Basic {base64.b64encode(user.encode()).decode()}\r\n")
+        return Proxy(host, port, "", name)
+    user = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+    return Proxy(host, port, f"Proxy-Authorization: Basic {base64.b64encode(user).decode()}\r\n", name)
 
 
-def connect(url: str, deadline: Deadline) -> socket.socket:
+def connect(url: str, deadline: Deadline, on_step: OnStep = lambda _step, _facts: None) -> socket.socket:
     """Return a socket connected to the address, with TLS if it is a secure one. From any thread.
 
     Blocks until the deadline at most, and for as long as the name server takes. Raises NoConnection.
@@ -93,20 +102,35 @@ def connect(url: str, deadline: Deadline) -> socket.socket:
     parts, proxy = urlsplit(url), proxy_for(url)
     host, is_secure = parts.hostname or "", parts.scheme in _SECURE
     port = parts.port or (443 if is_secure else 80)
+    target, hop = join(host, port), (proxy.host, proxy.port) if proxy else (host, port)
     sock, where = None, "proxy: " if proxy else ""
     try:
-        sock = _open(*proxy[:2] if proxy else (host, port), deadline)
+        addresses = socket.getaddrinfo(*hop, type=socket.SOCK_STREAM)
+        on_step("DNS", f"{hop[0]} is {', '.join(dict.fromkeys(str(address[-1][0]) for address in addresses))}")
+        if proxy is None:
+            on_step("proxy", f"not used for {host}")
+        sock = _open(addresses, deadline)
         if proxy:
-            _tunnel(sock, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", proxy, deadline)
+            _tunnel(sock, target, proxy, deadline)
+            on_step("proxy", f"{join(*hop)}, from {proxy.variable}, opens the way to {target}")
             where = ""
+        on_step("TCP", f"{target} accepts connections")
         limit(sock, deadline)
-        # A context each time: what the system trusts may change while the daemon runs.
-        return ssl.create_default_context().wrap_socket(sock, server_hostname=host) if is_secure else sock
+        if is_secure:
+            # A context each time: what the system trusts may change while the daemon runs.
+            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+        on_step("TLS", f"{target} has a certificate that is trusted" if is_secure else f"not used for {target}")
+        return sock
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one
         if sock is not None:
             sock.close()
         is_timeout = isinstance(error, TimeoutError)
         raise NoConnection(where + explain(error), is_unreachable=sock is None, is_timeout=is_timeout) from error
+
+
+def join(host: str, port: int) -> str:
+    """Write a host and its port as in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def limit(sock: socket.socket, deadline: Deadline) -> None:
@@ -127,9 +151,9 @@ def explain(error: Exception) -> str:
     return error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
 
 
-def _open(host: str, port: int, deadline: Deadline) -> socket.socket:
-    """Open a TCP connection to the first of the host's addresses that answers."""
-    *others, last = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+def _open(addresses: list[Any], deadline: Deadline) -> socket.socket:
+    """Open a TCP connection to the first of a host's addresses that answers."""
+    *others, last = addresses
     for address in others:
         with contextlib.suppress(OSError):  # one that is silent leaves time for the next
             return _open_address(address, deadline.remaining_s() / 2)

@@ -8,9 +8,9 @@ from binance_funding.settings import SettingsError
 STREAM, REST = "wss://stream.example/market", "https://rest.example"
 
 
-def named(host: str, port: int) -> Proxy:
-    """Return a proxy that asks for nobody's name."""
-    return Proxy(host, port, "")
+def named(host: str, port: int, variable: str) -> Proxy:
+    """Return a proxy that asks for nobody's name, and the variable that names it."""
+    return Proxy(host, port, "", variable)
 
 
 @pytest.mark.parametrize("url", [STREAM, REST])
@@ -20,21 +20,21 @@ def named(host: str, port: int) -> Proxy:
 )
 def test_stream_and_rest_use_the_same_proxy(url: str, name: str, value: str) -> None:
     """Whatever the variable, its case, and with scheme or without."""
-    assert proxy_for(url, {name: value}) == named("p.example", 3128)
+    assert proxy_for(url, {name: value}) == named("p.example", 3128, name)
 
 
 @pytest.mark.parametrize("url", ["ws://stream.example/", "http://rest.example"])
 def test_addresses_without_tls_have_a_variable_of_their_own(url: str) -> None:
     """As everywhere."""
-    assert proxy_for(url, {"http_proxy": "p.example:1"}) == named("p.example", 1)
+    assert proxy_for(url, {"http_proxy": "p.example:1"}) == named("p.example", 1, "http_proxy")
     assert proxy_for(url, {"https_proxy": "p.example:1"}) is None
 
 
 def test_the_variable_of_the_scheme_goes_before_that_of_all() -> None:
     """And lower case before upper case."""
     environment = {"ALL_PROXY": "all.example:1", "HTTPS_PROXY": "upper.example:1", "https_proxy": "lower.example:1"}
-    assert proxy_for(REST, environment) == named("lower.example", 1)
-    assert proxy_for(REST, {**environment, "https_proxy": ""}) == named("upper.example", 1)
+    assert proxy_for(REST, environment) == named("lower.example", 1, "https_proxy")
+    assert proxy_for(REST, {**environment, "https_proxy": ""}) == named("upper.example", 1, "HTTPS_PROXY")
 
 
 def test_without_a_variable_there_is_no_proxy() -> None:
@@ -65,12 +65,12 @@ def test_this_host_is_never_asked_for_through_a_proxy(host: str) -> None:
 def test_user_and_password_are_sent_as_they_are_meant() -> None:
     """Percent-encoded in the variable, base64 on the wire: RFC 7617."""
     proxy = proxy_for(REST, {"https_proxy": "http://me:p%40ss@p.example:3128"})
-    assert proxy == Proxy("p.example", 3128, "Proxy-Authorization: Basic bWU6cEBzcw==\r\n")
+    assert proxy == Proxy("p.example", 3128, "Proxy-Authorization: Basic bWU6cEBzcw==\r\n", "https_proxy")
 
 
 def test_a_proxy_without_port_listens_at_80() -> None:
     """That of its scheme."""
-    assert proxy_for(REST, {"https_proxy": "http://p.example"}) == named("p.example", 80)
+    assert proxy_for(REST, {"https_proxy": "http://p.example"}) == named("p.example", 80, "https_proxy")
 
 
 @pytest.mark.parametrize(
