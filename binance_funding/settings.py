@@ -187,13 +187,13 @@ def load(environment: Mapping[str, str] = os.environ, env_file: str = ".env") ->
     return Settings(**values)
 
 
-def sources(environment: Mapping[str, str] = os.environ, env_file: str = ".env") -> dict[str, str]:
-    """Return where the value of each variable comes from: "environment", the name of `env_file`, or "default".
+def sources(environment: Mapping[str, str] = os.environ, env_file: str = ".env") -> dict[str, tuple[str, str]]:
+    """Return of each variable that is given where it is, "environment" or the name of `env_file`, and its text.
 
     Raises SettingsError if `env_file` cannot be read.
     """
-    places = {"environment": environment, env_file: _read(env_file)}
-    return {name: next((place for place in places if name in places[place]), "default") for name in _NAMES}
+    given = {env_file: _read(env_file), "environment": environment}  # what comes later wins
+    return {name: (place, texts[name]) for place, texts in given.items() for name in _NAMES if name in texts}
 
 
 def _read(env_file: str) -> dict[str, str]:

@@ -22,6 +22,7 @@ _LARGEST_BYTES = 64 * 1024 * 1024
 _MODE = 0o644  # every local program may read it, whoever it runs as and whatever the umask
 _LOCK_MODE = 0o600  # whoever may open the lock may hold it, and keep the daemon from starting
 _CLOCK_SLACK_S = 5.0
+_HEARTBEATS_MISSED, _HEARTBEAT_SLACK_S = 3, 2.0
 
 
 class AlreadyRunning(OSError):
@@ -52,7 +53,7 @@ class StateFile:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            pid = _pid_in(fd)
             os.close(fd)
             raise AlreadyRunning(f"{self.path} is already written by the daemon with pid {pid}") from None
         try:
@@ -96,6 +97,28 @@ class StateFile:
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary)
             raise
+
+
+def writer_pid(path: str) -> str | None:
+    """Return the pid of the daemon that writes the file, None where none does. Raises OSError where that is not known.
+
+    The lock is neither made nor kept: it is held for the moment of the question.
+    """
+    try:
+        fd = os.open(os.path.realpath(path) + ".lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _pid_in(fd)
+    finally:
+        os.close(fd)
+    return None
+
+
+def _pid_in(fd: int) -> str:
+    return os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
 
 
 def _members(values: Mapping[str, Any]) -> bytes:
@@ -188,3 +211,8 @@ def written_age_s(state: Mapping[str, Any], now: Moment, boot_id: str) -> float:
     is_same_boot = boot_id and state["boot_id"] == boot_id
     age_s: float = now.steady_s - state["boottime"] if is_same_boot else now.wall_s - state["updated_at"]
     return max(0.0, age_s) if age_s > -_CLOCK_SLACK_S else now.steady_s
+
+
+def is_heartbeat_late(age_s: float, heartbeat_s: float) -> bool:
+    """Tell whether whoever wrote the file so long ago has stopped: a heartbeat may be late, three in a row are not."""
+    return age_s > max(_HEARTBEATS_MISSED * heartbeat_s, heartbeat_s + _HEARTBEAT_SLACK_S)

@@ -23,6 +23,9 @@ from .rates import REST, STREAM, FundingRate
 
 _log = EventLogger(__name__)
 
+LARGEST_WALL_OFFSET_S = 5.0
+"""A wall clock that differs by more is wrong: what needs the time of day on this host goes wrong with it."""
+
 _WALL = "wall clock"
 # A witness within this of an answer agrees with it; connections that lag by less are still live.
 _AGREEMENT_S = 10.0

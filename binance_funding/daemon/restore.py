@@ -42,8 +42,8 @@ def restore(
     if is_from_time and boot_id and state["boot_id"] == boot_id:
         context.exchange_clock.restore(offset_s - steady_minus_file_s)
     book.restore(_rate(symbol, record, steady_minus_file_s, now.steady_s) for symbol, record in records.items())
-    rest.restore(_pause_s(status["rest"], file_now_s), *_intervals(records))
-    stream.restore(_pause_s(status, file_now_s))
+    rest.restore(pause_s(status["rest"], file_now_s), *_intervals(records))
+    stream.restore(pause_s(status, file_now_s))
     context.history.restore(state)
     context.comparison.restore(state)
     freshness.not_running = down_s > GAP_SECONDS
@@ -55,7 +55,7 @@ def restore(
     say("took over", symbols=len(records), not_running_s=down_s)
 
 
-def _pause_s(status: Mapping[str, Any], now_s: float) -> float:
+def pause_s(status: Mapping[str, Any], now_s: float) -> float:
     """Return how long Binance still asks not to be asked."""
     return max(0.0, (status["paused_until"] or 0.0) - now_s)
 

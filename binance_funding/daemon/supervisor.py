@@ -19,6 +19,7 @@ from . import transport
 from .book import MOST_SYMBOLS, Book
 from .connection import Connection
 from .context import Context
+from .exchange_clock import LARGEST_WALL_OFFSET_S
 from .feed import Feed
 from .freshness import Freshness, FreshnessWatch
 from .publisher import Annotations, Publisher
@@ -35,7 +36,6 @@ _ROUND_S = 1.0
 # A round that took so much longer was held up (SIGSTOP, suspend), and so were the threads.
 _HELD_UP_S = 3.0
 _STOP_WITHIN_S = 1.6
-_CLOCK_WARNING_S = 5.0
 _PRUNE_EVERY_S = 60.0
 # The age in the status line goes up in steps of this: between two ticks it says the same.
 _STATUS_AGE_STEP_S = 5
@@ -178,7 +178,7 @@ class Daemon:
 
     def _warn_of_clock(self) -> None:
         offset_s, cause = self._context.exchange_clock.wall_offset_s(), "this host's clock differs from Binance's"
-        if offset_s is not None and abs(offset_s) > _CLOCK_WARNING_S:
+        if offset_s is not None and abs(offset_s) > LARGEST_WALL_OFFSET_S:
             self._throttle.warn("clock", cause, offset_s=round(offset_s, 1), next="check NTP")
         elif offset_s is not None:
             self._throttle.resolve("clock", log_as="clock right again")

@@ -7,10 +7,8 @@ from typing import Any
 from ..clock import Moment
 from ..schema import FEW
 from ..settings import Settings
-from ..state_file import written_age_s
+from ..state_file import is_heartbeat_late, written_age_s
 
-# A heartbeat may be late on a busy machine; three in a row are not.
-_HEARTBEATS_MISSED, _HEARTBEAT_SLACK_S = 3, 2.0
 # A lag that is named; less is the way of the data.
 _LAG_NAMED_S = 5.0
 _UPPER_CASE = {code: code - 32 for code in range(ord("a"), ord("z") + 1)}
@@ -69,8 +67,7 @@ class View:
 
     def daemon_alive(self, now: Moment) -> bool:
         """Tell whether the daemon still writes."""
-        heartbeat_s = self._settings.heartbeat_seconds
-        return self.written_age_s(now) <= max(_HEARTBEATS_MISSED * heartbeat_s, heartbeat_s + _HEARTBEAT_SLACK_S)
+        return not is_heartbeat_late(self.written_age_s(now), self._settings.heartbeat_seconds)
 
     def verdict(self, now: Moment) -> tuple[str, str | None]:
         """Return the health in one word, and what is wrong in one sentence."""
