@@ -14,7 +14,7 @@ PROGRAMS := binance_funding_ws_daemon.py funding_api_server.py
 CODE := $(PROGRAMS) binance_funding packaging tests bench docs
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo check test test-all format docs soak bench clean
+.PHONY: help run demo check-host check test test-all format docs soak bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ run: $(VENV)/run.stamp ## daemon and server against Binance, in the foreground; 
 
 demo: $(VENV)/demo.stamp ## the same against a simulated exchange; needs no network
 	@$(BIN)/python packaging/foreground.py --demo
+
+check-host: $(VENV)/run.stamp ## why it does or does not work on this host, a line for each step; 20 s at most
+	@$(BIN)/python binance_funding_ws_daemon.py --check
 
 check: $(VENV)/test.stamp ## lint, types, unit and simulated tests: under a minute
 	$(BIN)/ruff format --check $(CODE)

@@ -12,20 +12,22 @@ The story, in the order in which data flows (binance_funding/daemon/):
   freshness.py       how current the market is, and its gaps
   publisher.py       all of it becomes the state file, on every change
 supervisor.py joins the parts; schema.py says what the file holds, state_file.py replaces it atomically for the
-HTTP server and everybody else.
+HTTP server and everybody else. check.py answers --check.
 """
 
 import gc
 import sys
 
 from binance_funding import service
+from binance_funding.daemon.check import check_host
 from binance_funding.daemon.supervisor import GARBAGE_THRESHOLD, Daemon, check
 from binance_funding.settings import DAEMON
 
 
 def main() -> int:
     """Run the daemon until SIGTERM, SIGINT or SIGHUP; return its exit status."""
-    settings = service.start_program(DAEMON, "Keep the newest Binance USD-M funding rates in a JSON file.", check)
+    description = "Keep the newest Binance USD-M funding rates in a JSON file."
+    settings = service.start_program(DAEMON, description, check, check_host)
     gc.set_threshold(GARBAGE_THRESHOLD)
     daemon = Daemon(settings)
     service.on_signals(daemon.threads.stop_request.make)

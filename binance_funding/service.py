@@ -58,16 +58,24 @@ def watchdog_interval_s() -> float | None:
     return int(microseconds) / 2_000_000
 
 
-def start_program(kind: str, description: str, check: Callable[[Settings], None] = lambda _: None) -> Settings:
+def start_program(
+    kind: str,
+    description: str,
+    check: Callable[[Settings], None] = lambda _: None,
+    check_host: Callable[[Settings], int] | None = None,
+) -> Settings:
     """Parse the command line (--help, --version), set up logging, load the settings and check them further.
 
-    Exits with status 78 and one line on stderr where that raises SettingsError.
+    Exits with status 78 and one line on stderr where that raises SettingsError. Where `check_host` is given, there is
+    --check: it is called instead of all that would follow, and the program exits with what it returns.
     """
     parser = argparse.ArgumentParser(
         description=description, epilog=help_text(kind), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.parse_args()
+    if check_host:
+        parser.add_argument("--check", action="store_true", help="tell why it does or does not work on this host")
+    arguments = parser.parse_args()
     log.set_up()
     try:
         settings = load()
@@ -76,6 +84,8 @@ def start_program(kind: str, description: str, check: Callable[[Settings], None]
         _log.error(str(error))
         raise SystemExit(EX_CONFIG) from None
     logging.getLogger().setLevel(settings.log_level)
+    if check_host and arguments.check:
+        raise SystemExit(check_host(settings))
     return settings
 
 

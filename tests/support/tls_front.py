@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import trustme
@@ -57,11 +57,19 @@ class TlsFront:
         self._thread.join(10)
 
 
+Certify = Callable[[trustme.CA, ssl.SSLContext], None]
+"""Gives the server a certificate, of this authority or not."""
+
+
+def _certify(authority: trustme.CA, context: ssl.SSLContext) -> None:
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+
 @contextmanager
-def tls_front(exchange: Exchange) -> Iterator[tuple[str, trustme.CA]]:
+def tls_front(exchange: Exchange, certify: Certify = _certify) -> Iterator[tuple[str, trustme.CA]]:
     """Put TLS before the exchange; yield the wss:// address and the authority that vouches for it."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
+    certify(authority, context)
     with TlsFront(context, exchange.ws_port) as front:
         yield f"wss://127.0.0.1:{front.port}/market/stream?streams=!markPrice@arr", authority
