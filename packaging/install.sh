@@ -41,6 +41,7 @@ copy_files() {
             -exec cp --parents -t "$release" {} +
         cp binance_funding_ws_daemon.py funding_api_server.py ./*.service README.md requirements.txt .env.example \
             "$release"
+        install -m 0755 packaging/check.sh "$release/check"
     )
     # However private the clone is.
     chmod -R u=rwX,go=rX "$release"

@@ -54,7 +54,6 @@ _NSPAWN_OPTIONS = (
 _KERNEL_ARGUMENTS = (
     "systemd.unit=basic.target",
     "systemd.mask=timers.target",
-    "systemd.mask=dbus.socket",
     "systemd.mask=systemd-networkd-wait-online.service",
     "systemd.mask=NetworkManager-wait-online.service",
 )
