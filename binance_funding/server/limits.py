@@ -21,8 +21,8 @@ class Limits:
     """For a client to close its side after its last answer."""
     closing_connections: int = 128
     """All that are closing; beyond, the first of them is closed for good."""
-    drain_s: float = 1.0
-    """For all last answers after stop()."""
+    drain_s: float = 0.5
+    """For all last answers after stop(). Where the listening socket outlives the server, who connects waits as long."""
     accept_pause_s: float = 0.5
     """Before the next is accepted, where all files are open and in use."""
     cache_bytes: int = 8 << 20

@@ -4,6 +4,7 @@ import errno
 import resource
 import socket
 
+from ..service import store_socket, take_stored_socket
 from .limits import Limits
 
 _BACKLOG = 1024
@@ -15,12 +16,21 @@ SPARE_FILES = Limits.closing_connections + 64
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens there, "::" for IPv4 too, port 0 for any free port.
 
+    Under systemd it outlives this process: whoever connects while the next one starts waits in its backlog.
     Raises OSError where the host is unknown or the address not to be had.
     """
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    stored = take_stored_socket()
+    if stored is not None:
+        if (stored.family, stored.getsockname()) == (family, address):
+            return stored
+        # API_HOST or API_PORT was changed. Closing would free the port only once systemd has closed its duplicate.
+        stored.shutdown(socket.SHUT_RDWR)
+        stored.close()
     dual_stack = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
     listener = socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=dual_stack)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
+    store_socket(listener)
     return listener
 
 

@@ -56,6 +56,14 @@ class Service:
         command = f"umask 077; make --no-print-directory -C {clone} {target}"
         return self.run("sh", "-c", command, host_network=True, timeout_s=120).stdout
 
+    def changed_clone(self, command: str) -> str:
+        """Return the path, inside the machine, of a new copy of the clone in which this shell command was run."""
+        copy = "/root/copy"
+        leave_out = "--exclude=./.venv* --exclude=./.git --exclude=./.*_cache"
+        self.run("sh", "-c", f"rm -rf {copy} && mkdir {copy} && tar -c -C {CLONE} {leave_out} . | tar -x -C {copy}")
+        self.run("sh", "-c", f"cd {copy} && {command}")
+        return copy
+
     def releases(self) -> set[str]:
         """Return the folders of the releases that are installed."""
         return set(self.run("find", PREFIX, "-maxdepth", "1", "-name", "release.*").stdout.split())
@@ -104,12 +112,12 @@ class Service:
         """Send a signal to the daemon alone."""
         self.run("kill", f"-{name}", str(self.pid(DAEMON)))
 
-    def get(self, path: str, host: str = "127.0.0.1") -> tuple[int, dict[str, Any]]:
-        """Ask the server. Raises OSError where it does not answer."""
+    def get(self, path: str, host: str = "127.0.0.1", within_s: float = 5) -> tuple[int, dict[str, Any]]:
+        """Ask the server. Raises OSError where it does not answer within that time."""
         try:
             with (
                 self.machine.network(),
-                urllib.request.urlopen(f"http://{host}:8888{path}", timeout=5) as response,
+                urllib.request.urlopen(f"http://{host}:8888{path}", timeout=within_s) as response,
             ):
                 return response.status, json.load(response)
         except urllib.error.HTTPError as error:

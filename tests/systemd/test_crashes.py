@@ -37,13 +37,27 @@ def test_killed_server_is_back_while_the_daemon_goes_on(service: Service) -> Non
 
 def test_systemd_never_gives_up(service: Service) -> None:
     """However often the daemon dies in a short time, it is started again."""
-    service.drop_in(DAEMON, "RestartSec=0.1")
     service.systemctl("start")
     for _ in range(7):  # 5 starts within 10 s are what systemd allows by default
         pid = eventually(lambda: service.pid(DAEMON), "a daemon")
         service.run("kill", "-KILL", str(pid))
         eventually(lambda: service.pid(DAEMON) != pid, "its end")  # noqa: B023
     service.wait_until_healthy()
+
+
+@pytest.mark.parametrize("verb", ["stop", "restart"])
+def test_one_name_controls_both_while_a_crashed_daemon_waits(service: Service, verb: str) -> None:
+    """In the second between a crash and the next start, too, the server is stopped or restarted with the daemon."""
+    service.systemctl("start")
+    service.wait_until_healthy()
+    server = service.pid(SERVER)
+    service.signal("KILL")
+    service.systemctl(verb)
+    if verb == "stop":
+        assert (service.pid(DAEMON), service.pid(SERVER)) == (0, 0)
+    else:
+        eventually(lambda: service.pid(SERVER) not in (0, server), "another server")
+        service.wait_until_healthy()
 
 
 @pytest.mark.parametrize("unit", [DAEMON, SERVER])

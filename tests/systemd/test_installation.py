@@ -5,7 +5,6 @@ import re
 import pytest
 
 from tests.support.installed import DAEMON, PREFIX, SERVER, SETTINGS_FILE, Installation, Service
-from tests.support.machine import CLONE
 from tests.support.waiting import eventually
 
 
@@ -48,14 +47,6 @@ def test_installed_settings_are_the_defaults(service: Service, installation: Ins
     assert service.state()["funding_state"] == {}
 
 
-def copy_of_clone(service: Service) -> str:
-    """Return the path, inside the machine, of a new copy of the clone that may be changed."""
-    copy = "/root/copy"
-    leave_out = "--exclude=./.venv* --exclude=./.git --exclude=./.*_cache"
-    service.run("sh", "-c", f"rm -rf {copy} && mkdir {copy} && tar -c -C {CLONE} {leave_out} . | tar -x -C {copy}")
-    return copy
-
-
 def test_upgrade_over_a_running_service(service: Service) -> None:
     """A second `make install` leaves processes and settings alone; the new programs run after a restart.
 
@@ -67,9 +58,7 @@ def test_upgrade_over_a_running_service(service: Service) -> None:
     settings = service.machine.path(SETTINGS_FILE).read_bytes()
     old = service.pid(DAEMON), service.pid(SERVER)
     of_old = service.run("readlink", "-f", f"{PREFIX}/current").stdout.strip()
-    clone = copy_of_clone(service)
-    service.run("sh", "-c", f"echo '__version__ = \"next\"' >>{clone}/binance_funding/__init__.py")
-    said = service.install(clone=clone)
+    said = service.install(clone=service.changed_clone("echo '__version__ = \"next\"' >>binance_funding/__init__.py"))
     assert "systemctl restart binance-funding-ws" in said
     assert service.machine.path(SETTINGS_FILE).read_bytes() == settings
     assert (service.pid(DAEMON), service.pid(SERVER)) == old
@@ -94,8 +83,7 @@ def test_upgrade_over_a_running_service(service: Service) -> None:
 )
 def test_failed_upgrade_changes_nothing(service: Service, module: str, fault: str, reason: str) -> None:
     """An installation that does not work is not put into place, and nothing of it stays behind."""
-    clone = copy_of_clone(service)
-    service.run("sh", "-c", f"echo '{fault}' >>{clone}/binance_funding/{module}")
+    clone = service.changed_clone(f"echo '{fault}' >>binance_funding/{module}")
     before = service.run("find", PREFIX, "-maxdepth", "1").stdout, service.machine.path(f"{PREFIX}/current").readlink()
     failed = service.run("make", "-C", clone, "install", check=False, host_network=True, timeout_s=120)
     assert failed.returncode != 0

@@ -119,17 +119,36 @@ def test_daemon_that_waits_stops_within_3_s(service: Service) -> None:
         assert service.pid("other-daemon") == other_pid
 
 
-@pytest.mark.parametrize("unit", [DAEMON, SERVER])
-def test_restart_of_a_crashed_program_waits_as_well(service: Service, unit: str) -> None:
-    """Where port or file were taken before systemd restarted the program, it waits as at the first start."""
-    service.drop_in(unit, "RestartSec=3")
+def test_restart_of_a_crashed_daemon_waits_as_well(service: Service) -> None:
+    """Where its file was taken before systemd restarted it, it waits as at the first start."""
+    service.drop_in(DAEMON, "RestartSec=3")
     service.systemctl("start")
     service.wait_until_healthy()
-    service.run("kill", "-KILL", str(service.pid(unit)))
-    eventually(lambda: service.pid(unit) == 0, "its end")
-    reason = PORT_TAKEN if unit == SERVER else "already written"
-    with taken_port(service) if unit == SERVER else other_daemon(service):
-        eventually(lambda: reason in service.show(unit, "StatusText"), f"{unit} to wait")
-        restarts = service.show(unit, "NRestarts")
+    service.run("kill", "-KILL", str(service.pid(DAEMON)))
+    eventually(lambda: service.pid(DAEMON) == 0, "its end")
+    with other_daemon(service):
+        eventually(lambda: "already written" in service.show(DAEMON, "StatusText"), "the daemon to wait")
+        restarts = service.show(DAEMON, "NRestarts")
     service.wait_until_healthy()
-    assert service.show(unit, "NRestarts") == restarts == "1"
+    assert service.show(DAEMON, "NRestarts") == restarts == "1"
+
+
+def test_port_of_a_crashed_server_cannot_be_taken(service: Service) -> None:
+    """It stays with systemd until the server is back."""
+    service.drop_in(SERVER, "RestartSec=3")
+    service.systemctl("start")
+    service.wait_until_healthy()
+    service.run("kill", "-KILL", str(service.pid(SERVER)))
+    eventually(lambda: service.pid(SERVER) == 0, "its end")
+    with pytest.raises(OSError, match="in use"), taken_port(service):
+        pass
+    service.wait_until_healthy()
+
+
+def test_port_of_a_stopped_service_is_free(service: Service) -> None:
+    """A stop, unlike a restart, leaves nothing listening."""
+    service.systemctl("start")
+    service.wait_until_healthy()
+    service.systemctl("stop")
+    with taken_port(service):
+        assert service.show(SERVER, "NFileDescriptorStore") == "0"

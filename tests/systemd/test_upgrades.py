@@ -1,0 +1,106 @@
+"""Restarts, crashes and upgrades, while clients go on asking."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support.installed import DAEMON, SERVER, Service
+from tests.support.steady_clients import ASKING, Asked, SteadyClients
+from tests.support.waiting import eventually
+
+NEXT_RELEASE = "echo '__version__ = \"next\"' >>binance_funding/__init__.py"
+
+
+@pytest.fixture
+def clients(service: Service) -> Iterator[SteadyClients]:
+    """The service, running, and clients that ask it."""
+    service.configure(HEARTBEAT_SECONDS=5)  # as it is by default: health says from it whether the daemon lives
+    service.systemctl("start")
+    service.wait_until_healthy()
+    clients = SteadyClients(8888)
+    with contextlib.ExitStack() as stack:
+        with service.machine.network():
+            stack.enter_context(clients.running())
+        yield clients
+
+
+def disturb(service: Service, clients: SteadyClients, disturbance: Callable[[], object], *units: str) -> list[Asked]:
+    """Do this, and wait until these units have new processes and every client has what it wants of them again.
+
+    Returns the requests that were not answered with 200. No other may have been noticeable.
+    """
+    pids = [service.pid(unit) for unit in units]
+    calm_age_s, started_s = clients.worst_age_s(), time.monotonic()
+    disturbance()
+    eventually(lambda: not {service.pid(unit) for unit in units} & {*pids, 0}, "new processes")
+    if DAEMON in units:
+        eventually(lambda: service.state()["daemon_pid"] == service.pid(DAEMON), "the new daemon to write")
+        eventually(lambda: service.state()["connection_status"]["connected"], "it to have new data")
+    service.wait_until_healthy()
+    over_s = time.monotonic()
+    clients.wait_for_subscribers(started_s if SERVER in units else 0.0)
+    clients.wait_for_answers()
+    slowest_s = max(asked.took_s for asked in clients.asked)
+    print(f"{len(clients.asked)} requests, the slowest {slowest_s:.2f} s; all well after {over_s - started_s:.2f} s")
+    assert slowest_s < 2
+    assert clients.worst_age_s() <= calm_age_s + over_s - started_s
+    for subscriber in clients.subscribers:
+        assert (subscriber.retry_s, subscriber.failure) == (2.0, "")
+        assert subscriber.longest_away_s < 2.0 + 2.0
+    return clients.failed()
+
+
+@pytest.mark.parametrize("unit", [DAEMON, SERVER])
+def test_nobody_notices_a_restart(service: Service, clients: SteadyClients, unit: str) -> None:
+    """Of either unit: no connection is refused, no answer late or other than 200, no data older than the restart."""
+    units = (DAEMON, SERVER) if unit == DAEMON else (SERVER,)
+    assert disturb(service, clients, lambda: service.systemctl("restart", unit), *units) == []
+
+
+def test_nobody_notices_a_crash_of_the_daemon(service: Service, clients: SteadyClients) -> None:
+    """SIGKILL of the daemon changes no answer; subscribers stay connected."""
+    server = service.pid(SERVER)
+    assert disturb(service, clients, lambda: service.signal("KILL"), DAEMON) == []
+    assert service.pid(SERVER) == server
+    assert all(subscriber.lost_s is None for subscriber in clients.subscribers)
+
+
+def test_a_crash_of_the_server_costs_only_what_it_was_answering(service: Service, clients: SteadyClients) -> None:
+    """After SIGKILL, who was being answered loses that answer, at most one each; who asks then waits for it."""
+    gone_s: list[float] = []
+
+    def kill() -> None:
+        pid = service.pid(SERVER)
+        service.run("kill", "-KILL", str(pid))
+        eventually(lambda: not service.machine.path(f"/proc/{pid}").exists(), "its end")
+        gone_s.append(time.monotonic())
+
+    failed = disturb(service, clients, kill, SERVER)
+    assert len(failed) <= ASKING
+    for asked in failed:
+        assert asked.started_s < gone_s[0]
+        assert "Refused" not in asked.failure
+        assert asked.status == 0
+
+
+def test_nobody_notices_an_upgrade(service: Service, clients: SteadyClients) -> None:
+    """`make install` of another release and a restart: all is answered, and by the other release in the end."""
+    service.install(clone=service.changed_clone(NEXT_RELEASE))
+    assert disturb(service, clients, lambda: service.systemctl("restart"), DAEMON, SERVER) == []
+    assert service.get("/")[1]["version"] == "next"
+
+
+def test_another_address_is_used_from_the_next_restart_on(service: Service) -> None:
+    """API_PORT and API_HOST: the socket kept so far is given up, and nothing has to be waited for."""
+    service.systemctl("start")
+    service.wait_until_healthy()
+    for host, port in (("127.0.0.1", 8889), ("0.0.0.0", 8889), ("0.0.0.0", 8888)):
+        service.configure(API_HOST=host, API_PORT=port)
+        service.systemctl("restart")
+        service.run("curl", "-sf", "--retry", "9", "--retry-connrefused", f"localhost:{port}/funding/health")
+        assert service.run("ss", "-Hltn", f"sport = :{port}").stdout.split()[3] == f"{host}:{port}"
+        assert service.run("ss", "-Hltn", "sport >= :8888 and sport <= :8889").stdout.count("LISTEN") == 1
+        assert service.show(SERVER, "NFileDescriptorStore") == "1"
+    assert service.journal(SERVER, "-p", "warning") == []
