@@ -1,7 +1,11 @@
 #!/bin/sh
-# Installs, upgrades or removes the two programs as services of this host.
+# Installs, upgrades, rolls back or removes the two programs as services of this host.
 #
-#   sudo make install      sudo make uninstall      (PYTHON=/usr/bin/python3.12 picks the interpreter)
+#   sudo make install      sudo make rollback      sudo make uninstall
+#
+# PYTHON=/usr/bin/python3.12 picks the interpreter. Without a clone at hand, the last two are also had by
+#
+#   sudo sh /opt/binance-funding/current/packaging/install.sh rollback
 #
 # An installation is a directory of its own, built and tried beside the one in use; exchanging the link
 # "current" is the last step and one atomic rename. What fails before it leaves everything as it was.
@@ -37,7 +41,7 @@ copy_files() {
     # The programs, and what their documentation refers to.
     (
         cd "$source"
-        find binance_funding docs bench/results.md -name __pycache__ -prune -o -type f \
+        find binance_funding docs bench/results.md packaging/install.sh -name __pycache__ -prune -o -type f \
             -exec cp --parents -t "$release" {} +
         cp binance_funding_ws_daemon.py funding_api_server.py ./*.service README.md requirements.txt .env.example \
             "$release"
@@ -47,10 +51,14 @@ copy_files() {
     chmod -R u=rwX,go=rX "$release"
 }
 
+take_turn() {
+    exec 9<"$prefix"
+    flock 9 # one installation or rollback at a time
+}
+
 build_release() {
     install -d "$prefix"
-    exec 9<"$prefix"
-    flock 9 # one installation at a time
+    take_turn
     release=$(mktemp -d "$prefix/release.XXXXXX")
     trap 'rm -rf "$release"' EXIT
     trap 'exit 1' HUP INT TERM
@@ -85,13 +93,19 @@ write_settings() {
 put_into_place() {
     # A fixed user of its own; the unit of the daemon says why.
     systemd-sysusers --inline 'u binance-funding - "Binance funding rates" /'
-    install -m 0644 "$source/binance-funding-ws.service" "$source/binance-funding-api.service" "$units"
     # The running programs are still those of the release before, and may yet load a module or a certificate of theirs.
-    previous=$(readlink "$prefix/current" || echo none)
-    ln -s "$(basename "$release")" "$release/current"
-    mv -T "$release/current" "$prefix/current"
+    switch_to "$release"
     trap - EXIT
-    find "$prefix" -mindepth 1 -maxdepth 1 -name 'release.*' ! -path "$release" ! -name "$previous" -exec rm -rf {} +
+    find "$prefix" -mindepth 1 -maxdepth 1 -name 'release.*' ! -path "$release" \
+        ! -name "$(readlink "$prefix/previous")" -exec rm -rf {} +
+}
+
+switch_to() {
+    # With units of its own: what one release asks of systemd, another may not know.
+    install -m 0644 "$1/binance-funding-ws.service" "$1/binance-funding-api.service" "$units"
+    ln -sfnT "$(readlink "$prefix/current" || basename "$1")" "$prefix/previous"
+    ln -sfnT "$(basename "$1")" "$1/current"
+    mv -T "$1/current" "$prefix/current"
     if systemd_runs; then systemctl daemon-reload; fi
 }
 
@@ -107,6 +121,24 @@ do_install() {
     else
         echo "Nothing was started. Next: sudo systemctl enable --now binance-funding-ws"
     fi
+}
+
+do_rollback() {
+    [ -d "$prefix" ] || die "nothing is installed in $prefix"
+    take_turn
+    before=$(readlink -e "$prefix/previous") && [ "$before" != "$(readlink -e "$prefix/current")" ] ||
+        die "there is no release before this one in $prefix"
+    version=$("$before/venv/bin/python" "$before/funding_api_server.py" --version) ||
+        die "the release before this one does not run any more"
+    switch_to "$before"
+    echo "Rolled back to release $version."
+    # What was stopped stays so. The server by its own name too: a daemon that does not even start takes none along.
+    if systemd_runs && [ "$(systemctl is-active binance-funding-ws.service)" != inactive ]; then
+        systemctl --no-block restart binance-funding-api.service
+        systemctl restart binance-funding-ws.service
+        echo "The service was restarted."
+    fi
+    echo "To go forward again: roll back once more."
 }
 
 do_uninstall() {
@@ -126,6 +158,7 @@ do_uninstall() {
 [ "$(id -u)" -eq 0 ] || die "needs root: sudo make ${1:-install}"
 case ${1:-} in
     install) do_install ;;
+    rollback) do_rollback ;;
     uninstall) do_uninstall ;;
-    *) die "usage: $0 install|uninstall" ;;
+    *) die "usage: $0 install|rollback|uninstall" ;;
 esac

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests.support.installed import DAEMON, PREFIX, SERVER, SETTINGS_FILE, Installation, Service
+from tests.support.machine import CLONE
 from tests.support.waiting import eventually
 
 
@@ -93,13 +94,13 @@ def test_failed_upgrade_changes_nothing(service: Service, module: str, fault: st
 
 
 def test_uninstallation_leaves_the_settings_only(service: Service) -> None:
-    """`make uninstall` of a running, enabled service takes all away; once more, it has nothing to do."""
+    """Of a running, enabled service the installed script takes all away; `make uninstall` then has nothing to do."""
     service.systemctl("enable")
     service.systemctl("start")
     service.wait_until_healthy()
     settings = service.machine.path(SETTINGS_FILE).read_bytes()
-    for _ in range(2):
-        service.install("uninstall")
+    for command in (f"sh {PREFIX}/current/packaging/install.sh uninstall", f"make -C {CLONE} uninstall"):
+        service.run("sh", "-c", command)
         search = ("find", "/etc", "/opt", "/run", "/usr", "/var", "-xdev", "-name", "*binance-funding*")
         assert service.run(*search).stdout.split() == [SETTINGS_FILE]
         assert service.run("systemctl", "list-units", "--all", "--no-legend", "binance-funding-*").stdout == ""

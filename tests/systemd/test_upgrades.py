@@ -1,4 +1,4 @@
-"""Restarts, crashes and upgrades, while clients go on asking."""
+"""Restarts, crashes, upgrades and rolling back, while clients go on asking."""
 
 import contextlib
 import time
@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support.installed import DAEMON, SERVER, Service
+from tests.support.installed import DAEMON, PREFIX, SERVER, Service
+from tests.support.machine import CLONE
 from tests.support.steady_clients import ASKING, Asked, SteadyClients
 from tests.support.waiting import eventually
 
@@ -90,6 +91,61 @@ def test_nobody_notices_an_upgrade(service: Service, clients: SteadyClients) -> 
     service.install(clone=service.changed_clone(NEXT_RELEASE))
     assert disturb(service, clients, lambda: service.systemctl("restart"), DAEMON, SERVER) == []
     assert service.get("/")[1]["version"] == "next"
+
+
+def current_release(service: Service) -> str:
+    """Return the folder of the release that is in use from the next start on."""
+    return service.run("readlink", "-e", f"{PREFIX}/current").stdout.strip()
+
+
+@pytest.fixture
+def releases(service: Service) -> tuple[str, str]:
+    """The folders of the release in use and of the one before."""
+    if len(service.releases()) < 2:
+        service.install(clone=service.changed_clone(NEXT_RELEASE))
+    current = current_release(service)
+    (before,) = service.releases() - {current}
+    return current, before
+
+
+def test_rolling_back_takes_one_command_that_nobody_notices(
+    service: Service, releases: tuple[str, str], clients: SteadyClients
+) -> None:
+    """`make rollback` brings the release before, running; once more, the one that was rolled back."""
+    current, before = releases
+    said: list[str] = []
+    assert disturb(service, clients, lambda: said.append(service.install("rollback")), DAEMON, SERVER) == []
+    assert f"Rolled back to release {service.get('/')[1]['version']}.\n" in said[0]
+    assert current_release(service) == before
+    service.install("rollback")
+    assert current_release(service) == current
+
+
+def test_rolling_back_mends_a_release_that_does_not_run(service: Service, releases: tuple[str, str]) -> None:
+    """Without a clone at hand: both programs of the release before run again, as its own units say."""
+    current, before = releases
+    module = service.machine.path(f"{current}/binance_funding/daemon/supervisor.py")
+    sound = module.read_text(encoding="utf-8")
+    module.write_text(f"{sound}\nDaemon.run = None\n", encoding="utf-8")
+    try:
+        assert service.run("systemctl", "restart", DAEMON, check=False).returncode != 0
+        service.run("sh", f"{PREFIX}/current/packaging/install.sh", "rollback")
+    finally:
+        module.write_text(sound, encoding="utf-8")
+    assert current_release(service) == before
+    service.wait_until_healthy()
+    unit = service.machine.path(f"/etc/systemd/system/{DAEMON}.service")
+    assert unit.read_text() == service.machine.path(f"{before}/{DAEMON}.service").read_text()
+
+
+def test_rolling_back_without_a_release_before_changes_nothing(service: Service) -> None:
+    """It fails and says why."""
+    service.run("rm", "-f", f"{PREFIX}/previous")
+    before = current_release(service)
+    failed = service.run("make", "-C", CLONE, "rollback", check=False)
+    assert failed.returncode != 0
+    assert "there is no release before this one" in failed.stdout
+    assert current_release(service) == before
 
 
 def test_another_address_is_used_from_the_next_restart_on(service: Service) -> None:
