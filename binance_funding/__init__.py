@@ -1,3 +1,3 @@
 """Newest funding rates of all Binance USD-M perpetuals for one host: stream -> book -> state file -> HTTP."""
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"

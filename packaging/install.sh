@@ -43,7 +43,7 @@ copy_files() {
         cd "$source"
         find binance_funding docs bench/results.md packaging/install.sh -name __pycache__ -prune -o -type f \
             -exec cp --parents -t "$release" {} +
-        cp binance_funding_ws_daemon.py funding_api_server.py ./*.service README.md requirements.txt .env.example \
+        cp binance_funding_ws_daemon.py funding_api_server.py ./*.service README.md CHANGELOG.md requirements.txt .env.example \
             "$release"
         install -m 0755 packaging/check.sh "$release/check"
     )

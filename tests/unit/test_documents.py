@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from binance_funding import __version__
 from binance_funding.settings import Settings, variable
 from tests.support import field_tables
 from tests.support.source import PACKAGE, ROOT, log_events, product_files
 
 README = ROOT / "README.md"
-DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+CHANGELOG = ROOT / "CHANGELOG.md"
+DOCUMENTS = [README, CHANGELOG, *sorted((ROOT / "docs").rglob("*.md"))]
 DEFAULTS = {variable(declared): declared.metadata["text"] for declared in fields(Settings)}
 
 _FENCED = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
@@ -71,6 +73,28 @@ def test_every_document_is_found_from_the_readme() -> None:
         linked = {(path.parent / link.partition("#")[0]).resolve() for link in _LINK.findall(prose(path))}
         unseen += [target for target in linked & set(DOCUMENTS) if target not in seen]
     assert set(DOCUMENTS) - seen == set()
+
+
+def test_the_changelog_begins_with_the_version_of_the_programs() -> None:
+    """Its entries have a version and a date each, the newest first, and say what was added, changed and so on."""
+    text = CHANGELOG.read_text(encoding="utf-8")
+    entries = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    matches = [re.fullmatch(r"\[(\d+)\.(\d+)\.(\d+)\] - \d{4}-\d\d-\d\d", entry) for entry in entries]
+    versions = [tuple(map(int, match.groups())) for match in matches if match]
+    assert len(versions) == len(entries)
+    assert versions == sorted(set(versions), reverse=True)
+    assert ".".join(map(str, versions[0])) == __version__
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security", "Upgrading"}
+    assert set(re.findall(r"^### (.*)$", text, re.MULTILINE)) <= kinds
+
+
+def test_the_version_stands_in_one_place() -> None:
+    """But for the changelog, no file of the product, its units or its packaging repeats it."""
+    kinds = ("*.toml", "*.mk", "*.md", "*.service", "packaging/*.py", "packaging/*.sh", "docs/**/*.md")
+    files = [*product_files(), ROOT / "Makefile", *(path for kind in kinds for path in ROOT.glob(kind))]
+    version = re.compile(rf"(?<![\d.]){re.escape(__version__)}(?![\d.])")
+    holding = {path for path in files if version.search(path.read_text(encoding="utf-8"))}
+    assert holding == {ROOT / PACKAGE / "__init__.py", CHANGELOG}
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
