@@ -41,7 +41,7 @@ copy_files() {
     # The programs, and what their documentation refers to.
     (
         cd "$source"
-        find binance_funding docs bench/results.md packaging/install.sh -name __pycache__ -prune -o -type f \
+        find binance_funding docs bench/results.md packaging/install.sh packaging/nginx -name __pycache__ -prune -o -type f \
             -exec cp --parents -t "$release" {} +
         cp binance_funding_ws_daemon.py funding_api_server.py ./*.service README.md CHANGELOG.md requirements.txt .env.example \
             "$release"

@@ -8,6 +8,7 @@ import pytest
 
 from tests.exchange import Exchange
 from tests.support.bad_days import small_exchange
+from tests.support.hosts import Hosts, running_hosts
 
 
 @pytest.fixture
@@ -29,3 +30,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """Two hosts behind the nginx that is shipped; every test leaves them well."""
+    with running_hosts(tmp_path_factory.mktemp("hosts")) as hosts:
+        yield hosts
