@@ -5,10 +5,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from bench import daemon, growth, machine, push, server
+from bench import daemon, growth, machine, proxied, push, server
 
-_PARTS = {"daemon": daemon.measure, "server": server.measure, "push": push.measure, "growth": growth.measure}
-_NEEDS = {"server": ("nginx", "wrk"), "push": ("wrk",), "growth": ("wrk",)}
+_PARTS = {
+    "daemon": daemon.measure,
+    "server": server.measure,
+    "push": push.measure,
+    "proxied": proxied.measure,
+    "growth": growth.measure,
+}
+_NEEDS = {"server": ("nginx", "wrk"), "push": ("wrk",), "proxied": ("nginx", "wrk"), "growth": ("wrk",)}
 _RESULTS = Path(__file__).with_name("results.md")
 
 
