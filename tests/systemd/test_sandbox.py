@@ -8,6 +8,7 @@ import pytest
 
 from binance_funding.schema import PROCESS
 from tests.support.installed import DAEMON, PREFIX, PYTHON, SERVER, STATE_DIRECTORY, Service
+from tests.support.programs import ROOT
 
 PROBE = """
 import ctypes, json, mmap, os, socket, stat, subprocess, sys
@@ -128,7 +129,7 @@ def test_both_programs_know_what_they_use(service: Service) -> None:
         assert len(told) == len(set(told)) == len(PROCESS), told
 
 
-def test_server_answers_this_host_only_unless_a_drop_in_says_otherwise(service: Service) -> None:
+def test_server_answers_this_host_only_until_the_documented_commands_let_others_in(service: Service) -> None:
     """Bound to every address, it answers other hosts only where IPAddressAllow= named them when the service started.
 
     The listening socket keeps the rule it was made under, however often the server is restarted or crashes.
@@ -148,9 +149,9 @@ def test_server_answers_this_host_only_unless_a_drop_in_says_otherwise(service: 
     assert_silent()
     service.run("kill", "-KILL", str(service.pid(SERVER)))
     assert_silent()
-    service.drop_in(SERVER, f"IPAddressAllow={outside}")
-    service.systemctl("stop")
-    service.systemctl("start")
+    service.configure(API_HOST="127.0.0.1")
+    _, _, section = (ROOT / "docs/many-hosts.md").read_text(encoding="utf-8").partition("## Access from other hosts\n")
+    service.run("sh", "-ec", 'sudo() { "$@"; }\n' + section.split("```")[1])
     service.wait_until_healthy()
     assert service.get("/", outside)[0] == 200
 
