@@ -10,7 +10,7 @@ import trustme
 
 from tests.support.hosts import PATHS, Hosts
 from tests.support.nginx import running_nginx
-from tests.support.peers import Listener, answers
+from tests.support.peers import Listener, answers, silent_port
 from tests.support.programs import free_port
 from tests.support.waiting import PATIENCE_S, eventually
 
@@ -64,6 +64,25 @@ def test_metrics_are_not_passed_on(hosts: Hosts) -> None:
     """They are those of one host."""
     answer = hosts.ask("/metrics")
     assert (answer.status_code, list(answer.json())) == (404, ["error"])
+
+
+def test_a_host_that_swallows_packets_gives_way_to_the_next(hosts: Hosts, tmp_path: Path) -> None:
+    """Connecting has a limit of its own."""
+    with silent_port() as port, running_nginx(tmp_path, port, hosts.second.port) as nginx:
+        answer = requests.get(f"{nginx.url}/funding/BTCUSDT", timeout=PATIENCE_S)
+        assert (answer.status_code, nginx.asked()[0].ports) == (200, [port, hosts.second.port])
+
+
+def test_other_methods_are_answered_by_a_host(hosts: Hosts) -> None:
+    """What a browser asks before a request to another origin, too."""
+    given = {}
+    for method in ("HEAD", "OPTIONS", "POST"):
+        given[method] = requests.request(method, f"{hosts.nginx.url}/funding", timeout=PATIENCE_S)
+    assert {method: (answer.status_code, answer.headers.get("Allow")) for method, answer in given.items()} == {
+        "HEAD": (200, None),
+        "OPTIONS": (204, "GET, HEAD, OPTIONS"),
+        "POST": (405, "GET, HEAD, OPTIONS"),
+    }
 
 
 def test_without_any_host_nginx_answers_in_json(tmp_path: Path) -> None:
