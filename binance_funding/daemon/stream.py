@@ -53,10 +53,10 @@ class _Slot:
     """One of the connections to be kept. Owned by the supervising thread."""
 
     number: int
-    current: Connection | None = None
-    successor: Connection | None = None
-    is_live: bool = False
-    """Whether `current` has brought its first current mark prices."""
+    live: Connection | None = None
+    """The connection that has brought current mark prices."""
+    attempt: Connection | None = None
+    """One that has not yet: to become the live one, or to replace it."""
     url_index: int = 0
     """Index of the address to try next."""
     failures: int = 0
@@ -69,7 +69,7 @@ class _Slot:
     retry_soon_at_s: float = -math.inf
     """The same while none does."""
     replace_at_s: float = math.inf
-    """When a connection that has brought data is to be replaced."""
+    """When the live connection is to be replaced."""
 
 
 @dataclass
@@ -123,8 +123,8 @@ class StreamPool:
             self._supervise_slot(slot)
         self._reap_closing()
         self.progress_s = self._clock.steady_s()
-        is_waiting = self._closing or any(slot.current is None or slot.successor is not None for slot in self._slots)
-        return _SHORT_STEP_S if is_waiting else _LONG_STEP_S
+        is_steady = not self._closing and all(slot.live and not slot.attempt for slot in self._slots)
+        return _LONG_STEP_S if is_steady else _SHORT_STEP_S
 
     def wake(self) -> None:
         """Let the supervising thread look around at once."""
@@ -138,11 +138,8 @@ class StreamPool:
     def live(self) -> list[Connection]:
         """Return the connections that bring current mark prices now."""
         now_s, silence_s = self._clock.steady_s(), self._settings.silence_seconds
-        return [
-            slot.current
-            for slot in self._slots
-            if slot.current and slot.is_live and not slot.current.ending and slot.current.age_s(now_s) <= silence_s
-        ]
+        candidates = [slot.live for slot in self._slots if slot.live is not None]
+        return [one for one in candidates if one.ending is None and one.age_s(now_s) <= silence_s]
 
     def trouble(self) -> str | None:
         """Return what keeps connections from being live now, None if all are."""
@@ -177,7 +174,7 @@ class StreamPool:
         }
 
     def _connections(self) -> list[Connection]:
-        return [c for slot in self._slots for c in (slot.current, slot.successor) if c is not None]
+        return [c for slot in self._slots for c in (slot.live, slot.attempt) if c is not None]
 
     def _reap_closing(self) -> None:
         """Break connections that do not end as they were told, wherever they hang."""
@@ -189,43 +186,26 @@ class StreamPool:
 
     def _supervise_slot(self, slot: _Slot) -> None:
         now_s = self._clock.steady_s()
-        if slot.current is not None:
-            self._check_current(slot, slot.current, now_s)
-        if slot.successor is not None:
-            self._check_successor(slot, slot.successor, now_s)
-        if slot.current is None and slot.successor is None:
-            if now_s >= self._retry_at_s(slot) and self._may_attempt(now_s):
-                self.attempts += slot.failed_at_s > -math.inf
-                slot.current, slot.is_live = self._connect(slot), False
-        elif self._is_replacement_due(slot, now_s) and self._may_attempt(now_s):
-            if slot.failures == 0:
-                slot.url_index = 0  # a planned replacement risks nothing: time to see whether the first address is back
-            slot.successor = self._connect(slot)
+        for connection in filter(None, (slot.live, slot.attempt)):
+            ending = self._ending(connection, now_s, is_live=connection is slot.live)
+            if ending is not None:
+                self._end(slot, connection, ending, now_s)
+        if slot.live is not None:
+            self._reset_once_proven(slot, slot.live, now_s)
+        if slot.attempt is not None:
+            if self._is_current(slot.attempt):
+                self._mark_live(slot, slot.attempt, now_s)
+        elif self._is_attempt_due(slot, now_s) and self._may_attempt(now_s):
+            self._open(slot)
 
-    def _check_current(self, slot: _Slot, connection: Connection, now_s: float) -> None:
-        ending, first_data_s = self._ending(connection, now_s, is_live=slot.is_live), connection.first_data_s
-        if ending is not None:
-            slot.current = None
-            self._end(slot, connection, ending, now_s, was_live=slot.is_live)
-        elif first_data_s is None:
+    def _reset_once_proven(self, slot: _Slot, live: Connection, now_s: float) -> None:
+        """Forget the failures before a connection that has brought data for long enough."""
+        if live.first_data_s is None or not slot.failed_at_s < live.first_data_s <= now_s - self.proven_after_s:
             return
-        elif not slot.is_live:
-            if self._is_current(connection):
-                self._mark_live(slot, connection, now_s)
-        elif slot.failed_at_s < first_data_s <= now_s - self.proven_after_s:
-            slot.failures = slot.losses = 0
-            if all(other.losses <= _LOSSES_LOGGED for other in self._slots):
-                again = (f"{event} again" for event in ("lost", "silent", "lagging"))
-                self.context.throttle.resolve(*again, log_as="stream steady", live=len(self.live()))
-
-    def _check_successor(self, slot: _Slot, successor: Connection, now_s: float) -> None:
-        ending = self._ending(successor, now_s, is_live=False)
-        if ending is not None:
-            slot.successor = None
-            wait_s = self._end(slot, successor, ending, now_s, was_live=False)
-            slot.replace_at_s = math.inf if slot.current is None else now_s + wait_s
-        elif self._is_current(successor):
-            self._replace(slot, successor, now_s)
+        slot.failures = slot.losses = 0
+        if all(other.losses <= _LOSSES_LOGGED for other in self._slots):
+            again = (f"{event} again" for event in ("lost", "silent", "lagging"))
+            self.context.throttle.resolve(*again, log_as="stream steady", live=len(self.live()))
 
     def _ending(self, connection: Connection, now_s: float, *, is_live: bool) -> Ending | None:
         """Return why the connection is over, None while it lives; one that brings nothing current is freed at once."""
@@ -249,10 +229,20 @@ class StreamPool:
         lag_s = connection.lag_s()
         return lag_s is not None and lag_s <= self.context.current_s
 
-    def _connect(self, slot: _Slot) -> Connection:
-        connection = self.open_connection(self.context, slot.number, self._choose_url(slot), self.feed.take, self.wake)
-        self.spawn(f"stream-{slot.number}", connection.run)
-        return connection
+    def _is_attempt_due(self, slot: _Slot, now_s: float) -> bool:
+        if slot.live is None:
+            return now_s >= self._retry_at_s(slot)
+        # One replacement at a time.
+        return now_s >= slot.replace_at_s and not any(other.live and other.attempt for other in self._slots)
+
+    def _open(self, slot: _Slot) -> None:
+        if slot.live is None:
+            self.attempts += slot.failed_at_s > -math.inf
+        elif slot.failures == 0:
+            slot.url_index = 0  # a planned replacement risks nothing: time to see whether the first address is back
+        url = self._choose_url(slot)
+        slot.attempt = self.open_connection(self.context, slot.number, url, self.feed.take, self.wake)
+        self.spawn(f"stream-{slot.number}", slot.attempt.run)
 
     def _choose_url(self, slot: _Slot) -> str:
         """Choose the slot's address; but only one slot at a time tries another than the one data last came from.
@@ -264,10 +254,12 @@ class StreamPool:
         return self._proven_url if self._proven_url is not None and elsewhere else url
 
     def _mark_live(self, slot: _Slot, connection: Connection, now_s: float) -> None:
-        """Take note of a connection's first mark prices."""
+        """Let an attempt that has brought current mark prices become the slot's live connection."""
+        replaced, slot.live, slot.attempt = slot.live, connection, None
+        if replaced is not None:
+            self._retire(slot, replaced, now_s)
         self.last_connected_wall_s = round(self._clock.wall_s(), 3)
         self._proven_url, self._last_lag_s = connection.url, None
-        slot.is_live = True
         slot.replace_at_s = self._replacement_time_s(slot, now_s)
         live = len(self.live())
         if live == 1:  # the exchange is back: the others need not wait out what they had planned
@@ -279,19 +271,20 @@ class StreamPool:
         _log.log(level, "connected", **facts, replace_in_s=replace_in_s)
         self.context.throttle.resolve("connect failed", "lagging", log_as="stream recovered", live=live)
 
-    def _replace(self, slot: _Slot, successor: Connection, now_s: float) -> None:
-        old = slot.current
-        slot.current, slot.successor = successor, None
-        if old is not None:
-            old.close()
-            self._closing.append((old, now_s + _CLOSE_WITHIN_S))
-            self.replaced += 1
-            self.context.history.count(self._clock.wall_s(), planned=1)
-            _log.info("rotated", conn=slot.number, age_s=now_s - old.started_s, url=successor.url)
-        self._mark_live(slot, successor, now_s)
+    def _retire(self, slot: _Slot, replaced: Connection, now_s: float) -> None:
+        replaced.close()
+        self._closing.append((replaced, now_s + _CLOSE_WITHIN_S))
+        self.replaced += 1
+        self.context.history.count(self._clock.wall_s(), planned=1)
+        _log.info("rotated", conn=slot.number, age_s=now_s - replaced.started_s)
 
-    def _end(self, slot: _Slot, connection: Connection, ending: Ending, now_s: float, *, was_live: bool) -> float:
-        """Decide when and where the slot tries next, count and log what ended; return the wait in seconds."""
+    def _end(self, slot: _Slot, connection: Connection, ending: Ending, now_s: float) -> None:
+        """Take a connection that is over from its slot; decide when and where that tries next, count and log it."""
+        was_live = connection is slot.live
+        if was_live:
+            slot.live = None
+        else:
+            slot.attempt = None
         self.last_error = ending.cause
         # The time it lived counts: what matters to the exchange is how often it is asked.
         lived_s, least_s = now_s - connection.started_s, self._jittered(self._settings.reconnect_min_seconds)
@@ -304,6 +297,7 @@ class StreamPool:
         if connection.first_data_s is None and connection.url == self._settings.binance_ws_urls[slot.url_index]:
             slot.url_index = self._next_url_index(slot.url_index, elsewhere=ending.unreachable)
         wait_s = max(self._retry_at_s(slot), self._paused_until_s) - now_s
+        slot.replace_at_s = now_s + wait_s
         facts: dict[str, Any] = {"conn": slot.number, "retry_in_s": wait_s, "live": len(self.live())}
         if was_live:
             self._count_loss(slot, ending, age_s=lived_s, **facts, url=connection.url)
@@ -311,14 +305,12 @@ class StreamPool:
             event = "lagging" if ending.event == "lagging" else "connect failed"
             next_ = "tried again, logged seldom"
             self.context.throttle.warn(event, ending.cause, **facts, url=connection.url, next=next_)
-        return wait_s
 
     def _count_loss(self, slot: _Slot, ending: Ending, **facts: Any) -> None:
         """Count and log an unplanned disconnection.
 
         A loss is an event; one after the other, without any connection proving itself in between, is one trouble.
         """
-        slot.replace_at_s = math.inf
         self.lost += 1
         self.context.history.count(self._clock.wall_s(), unplanned=1)
         slot.losses += 1
@@ -358,15 +350,11 @@ class StreamPool:
         self._attempts_left -= 1
         return True
 
-    def _is_replacement_due(self, slot: _Slot, now_s: float) -> bool:
-        one_under_way = any(other.successor is not None for other in self._slots)
-        return slot.current is not None and now_s >= slot.replace_at_s and not one_under_way
-
     def _replacement_time_s(self, slot: _Slot, now_s: float) -> float:
         """Choose the latest time within the maximum age that is far enough from the other slots' replacements."""
         age_s = self._settings.connection_max_age_seconds
         apart_s = age_s / (2 * len(self._slots))
-        others = [other.replace_at_s for other in self._slots if other is not slot]
+        others = [other.replace_at_s for other in self._slots if other is not slot and other.live]
         time_s = now_s + age_s
         while any(abs(time_s - other) < apart_s for other in others):
             time_s -= apart_s
