@@ -14,6 +14,10 @@ class Moment(NamedTuple):
     steady_s: float
     """Seconds since boot; never jumps."""
 
+    def wall_at(self, steady_s: float) -> float:
+        """Return the Unix time of another instant of the steady clock, to the millisecond."""
+        return round(self.wall_s + steady_s - self.steady_s, 3)
+
 
 def _since_boot_s() -> float:
     # CLOCK_MONOTONIC stands still while a host is suspended: data that is hours old would look fresh afterwards.

@@ -4,7 +4,6 @@ It never pings: Binance pings (every 3 min) and the library answers with the pin
 is noticed by whoever watches `age_s`, not by the protocol. See docs/ping-pong-timeouts.md.
 """
 
-import socket
 import struct
 import threading
 from collections.abc import Callable
@@ -14,11 +13,8 @@ from typing import Any, NamedTuple
 import websocket
 
 from ..clock import Deadline
-from ..log import EventLogger
 from . import refusals, transport
 from .context import Context
-
-_log = EventLogger(__name__)
 
 # Room for a hundred times today's market; a larger message is a fault, and parsing it would take all memory.
 _LARGEST_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -115,14 +111,7 @@ class Connection:
         """Break the connection at once, whatever it is doing; returns at once. From any thread, more than once."""
         self._closing.set()
         self._websocket.given_up = True
-        sock = self._websocket.sock
-        if sock is None:
-            return
-        try:
-            # Not the TLS socket's own shutdown, which would take the session away under the reading thread.
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
-        except OSError as error:
-            _log.debug("connection gone already", conn=self.number, cause=error)
+        transport.shut_down(self._websocket.sock)
 
     def age_s(self, now_s: float) -> float:
         """Return how old its newest mark prices are by Binance's clock; before the first, how long it has tried."""
@@ -203,7 +192,6 @@ def _explain(error: Exception, opened: bool, wall_s: float) -> Ending:
 def _handshake_refused(error: websocket.WebSocketBadStatusException, wall_s: float) -> Ending:
     if error.status_code is None:
         return Ending("protocol error: the handshake's answer has no status line")
-    headers = {name.lower(): value for name, value in (error.resp_headers or {}).items()}
     body = (error.resp_body or b"").decode("utf-8", "replace")
-    refusal = refusals.explain(error.status_code, headers, body, wall_s)
+    refusal = refusals.explain(error.status_code, error.resp_headers or {}, body, wall_s)
     return Ending(f"handshake refused: {refusal.words}", wait_s=refusal.wait_s)

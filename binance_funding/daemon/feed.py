@@ -1,4 +1,4 @@
-"""Where the messages of all connections come together: each is decoded once and merged into the book."""
+"""Where the messages of all connections come together: each is decoded once, and merged as far as it can be true."""
 
 import threading
 from collections import deque
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from .context import Context
 from .freshness import FreshnessWatch
-from .rates import STREAM, MalformedMessage, decode_stream
+from .rates import STREAM, Decoded, MalformedMessage, decode_stream
 
 
 @dataclass
 class Feed:
-    """Where all connections hand in their messages. What several of them bring is decoded once."""
+    """Where all connections hand in their messages. Safe to call from any thread."""
 
     context: Context
     freshness: FreshnessWatch
@@ -21,7 +21,7 @@ class Feed:
 
     def __post_init__(self) -> None:
         # Held while a message is decoded: the same message of another connection waits, and is then recognised.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._recent: deque[tuple[bytes, int]] = deque(maxlen=4)
 
     def take(self, payload: bytes) -> int:
@@ -38,11 +38,18 @@ class Feed:
             except MalformedMessage as fault:
                 self.context.throttle.warn("malformed message", str(fault), next="left out")
                 return 0
-            self.context.exchange_clock.note_events(STREAM, decoded.median_event_time_ms, received.steady_s)
-            decoded = decoded.up_to(self.context.exchange_clock.latest_ms(received.steady_s))
-            if decoded.rejected:
-                self.rejected_rows += decoded.rejected
-                self.context.throttle.warn("rejected rows", decoded.first_fault, total=self.rejected_rows)
+            decoded = self.admit(decoded, STREAM, received.steady_s)
             self.freshness.merge(decoded.rates)
             self._recent.append((payload, decoded.median_event_time_ms))
             return decoded.median_event_time_ms
+
+    def admit(self, decoded: Decoded, source: str, received_s: float) -> Decoded:
+        """Return what may have happened by Binance's time, which these rows bear witness of; count rejected rows."""
+        exchange_clock = self.context.exchange_clock
+        exchange_clock.note_events(source, decoded.median_event_time_ms, received_s)
+        decoded = decoded.up_to(exchange_clock.latest_ms(received_s))
+        if decoded.rejected:
+            with self._lock:
+                self.rejected_rows += decoded.rejected
+            self.context.throttle.warn("rejected rows", decoded.first_fault, total=self.rejected_rows)
+        return decoded

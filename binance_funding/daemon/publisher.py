@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ..clock import Moment
 from ..schema import HEADER, USUAL_INTERVAL_HOURS, VERSION, declared, record_template
 from ..state_file import StateFile
 from .book import Book
@@ -88,8 +89,8 @@ class Publisher:
     file: StateFile
     book: Book
     annotations: Callable[[], Annotations]
-    describe: Callable[[float], dict[str, Any]]
-    """Returns all members of the file that follow the records, given the wall time; called in this thread."""
+    describe: Callable[[Moment], dict[str, Any]]
+    """Returns all members of the file that follow the records, as of now; called in this thread."""
 
     def __post_init__(self) -> None:
         self._clock, self._throttle = self.context.clock, self.context.throttle
@@ -117,7 +118,7 @@ class Publisher:
             "boottime": round(now.steady_s, 3),
         }
         records = self._renderer.render(self.book.rates(), now.wall_s - now.steady_s, self.annotations())
-        self.file.write(records, declared(HEADER, header), self.describe(now.wall_s))
+        self.file.write(records, declared(HEADER, header), self.describe(now))
 
     def write_or_log(self) -> None:
         """Write the file now; log what keeps it from being written. For one thread at a time."""

@@ -35,11 +35,12 @@ class Refusal(NamedTuple):
 
 
 def explain(status: int, headers: Mapping[str, str], body: str, wall_s: float) -> Refusal:
-    """Explain an HTTP status other than success. `headers` must look names up case-insensitively or in lower case."""
+    """Explain an HTTP status other than success."""
     words = _WORDS.get(status)
     if words is None:
         words = "Binance server error" if status >= 500 else "unexpected answer"
-    return Refusal(f"{words} (HTTP {status})", _wait_s(status, headers, body, wall_s))
+    by_name = {name.lower(): value for name, value in headers.items()}
+    return Refusal(f"{words} (HTTP {status})", _wait_s(status, by_name, body, wall_s))
 
 
 def _wait_s(status: int, headers: Mapping[str, str], body: str, wall_s: float) -> float:

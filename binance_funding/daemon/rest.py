@@ -28,9 +28,8 @@ from .. import __version__
 from ..clock import Clock, Deadline, Moment
 from ..log import EventLogger
 from . import rates, refusals, transport
-from .book import Book
 from .context import Context
-from .freshness import FreshnessWatch
+from .feed import Feed
 
 _log = EventLogger(__name__)
 
@@ -39,12 +38,11 @@ _INTERVALS_KEPT_S = 3600.0
 # The boot clock keeps the time, and in fallback every request counts towards the weight.
 _TIME_KEPT_S = 240.0
 # Each of them is asked for with a snapshot, once a minute at most, and may not hold up the next one.
-_RETRY_S, _TIME_WITHIN_S, _FUNDING_INFO_WITHIN_S = 55.0, 2.0, 5.0
+_RETRY_S, _BESIDE_WITHIN_S = 55.0, 5.0
 # An answer that lacks more of the symbols whose interval was known is a fault.
 _MOST_UNLISTED = 0.1
 # Eighty times the answer of today's market.
 _LARGEST_ANSWER_BYTES = 16 * 1024 * 1024
-_LARGEST_REFUSAL_BYTES = 65_536
 _AGENT = f"binance-funding/{__version__}"
 # Where Binance refuses without saying for how long (firewall, country), the wait doubles up to this.
 _LONGEST_WAIT_WITHOUT_RETRY_AFTER_S = 300.0
@@ -121,21 +119,24 @@ class RestClient:
         is_kept = self._socket is not None
         try:
             try:
-                status, headers, body = self._ask(path, deadline)
+                answer, body = self._ask(path, deadline)
             except (ConnectionError, ssl.SSLError):
-                if not is_kept or self._stopped:
+                if not is_kept:
                     raise
-                status, headers, body = self._ask(path, deadline)
+                answer, body = self._ask(path, deadline)
         except (OSError, http.client.HTTPException, ValueError, zlib.error) as error:
             self._check_running()
             raise _failure(error) from error
-        self.used_weight = headers.get("x-mbx-used-weight-1m", self.used_weight)
-        if status != 200:
-            refusal = refusals.explain(status, headers, body.decode("utf-8", "replace"), self.clock.wall_s())
-            raise RestError(refusal.words, str(status), refusal.wait_s)
+        self.used_weight = answer.headers.get("x-mbx-used-weight-1m", self.used_weight)
+        if answer.status != 200:
+            text = body.decode("utf-8", "replace")
+            refusal = refusals.explain(answer.status, dict(answer.headers), text, self.clock.wall_s())
+            raise RestError(refusal.words, str(answer.status), refusal.wait_s)
+        if len(body) > self.largest_answer_bytes:
+            raise RestError(f"answer of more than {self.largest_answer_bytes >> 20} MiB", "malformed")
         return body
 
-    def _ask(self, path: str, deadline: Deadline) -> tuple[int, Mapping[str, str], bytes]:
+    def _ask(self, path: str, deadline: Deadline) -> tuple[http.client.HTTPResponse, bytes]:
         """Ask over the kept connection, or a new one; it is kept when the whole answer has come."""
         is_whole = False
         self._check_running()
@@ -147,16 +148,13 @@ class RestClient:
             with http.client.HTTPResponse(wire, method="GET") as answer:  # type: ignore[arg-type]
                 answer.begin()
                 wire.in_head = False
-                most_bytes = self.largest_answer_bytes if answer.status == 200 else _LARGEST_REFUSAL_BYTES
-                body = _read(answer, most_bytes)
+                body = _read(answer, self.largest_answer_bytes)
             self._check_running()  # what was broken off may look like an end
-            is_whole = len(body) <= most_bytes and not answer.will_close
+            is_whole = len(body) <= self.largest_answer_bytes and not answer.will_close
         finally:
             if not is_whole:
                 self.close()
-        if answer.status == 200 and len(body) > most_bytes:
-            raise RestError(f"answer of more than {most_bytes >> 20} MiB", "malformed")
-        return answer.status, {name.lower(): value for name, value in answer.headers.items()}, body
+        return answer, body
 
     def _check_running(self) -> None:
         if self._stopped:
@@ -170,13 +168,7 @@ class RestClient:
     def break_off(self) -> None:
         """End the request under way, and every later one: they raise BrokenOff."""
         self._stopped = True
-        sock = self._socket
-        try:
-            if sock is not None:
-                # Not the TLS socket's own shutdown, which would take the session away under the reading thread.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-        except OSError as error:
-            _log.debug("REST connection gone already", cause=error)
+        transport.shut_down(self._socket)
 
     def close(self) -> None:
         """Close the kept connection."""
@@ -187,17 +179,12 @@ class RestClient:
 
 def _read(answer: http.client.HTTPResponse, most_bytes: int) -> bytes:
     """Read and unpack the body, or as much of it as shows that it is longer than this."""
-    is_packed = answer.headers.get("Content-Encoding", "").lower() in ("gzip", "x-gzip")
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)  # the 16: with a gzip header
-    body = bytearray()
-    while len(body) <= most_bytes and (chunk := answer.read1(65_536)):
-        if not is_packed:
-            body += chunk
-        elif not unpacker.eof:
-            body += unpacker.decompress(chunk, most_bytes + 1 - len(body))
-    if len(body) <= most_bytes and answer.length:
-        raise http.client.IncompleteRead(b"", answer.length)
-    return bytes(body)
+    body = answer.read(most_bytes + 1)
+    if answer.length and len(body) <= most_bytes:
+        raise http.client.IncompleteRead(body, answer.length)
+    if len(body) > most_bytes or answer.headers.get("Content-Encoding", "").lower() != "gzip":
+        return body
+    return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(body, most_bytes + 1)  # the 16: with a gzip header
 
 
 def _failure(error: Exception) -> RestError:
@@ -219,13 +206,11 @@ class RestPoller:
 
     context: Context
     client: RestClient
-    book: Book
-    freshness: FreshnessWatch
+    feed: Feed
     live_connections: Callable[[], int]
     polls: int = 0
     errors: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(_KNOWN_STATUSES, 0)))
     """Failed polls by HTTP status or kind of failure; the usual ones from the start, so that the first shows."""
-    rejected_rows: int = 0
     last_success_wall_s: float | None = None
     last_error: str | None = None
     trouble: str | None = None
@@ -238,7 +223,7 @@ class RestPoller:
 
     def __post_init__(self) -> None:
         self._clock, self._settings, self._throttle = self.context.clock, self.context.settings, self.context.throttle
-        self._exchange_clock = self.context.exchange_clock
+        self._freshness, self._book = self.feed.freshness, self.feed.freshness.book
         self._was_live = False
         self._took_s = 0.0
         self._refused_in_a_row = 0
@@ -250,7 +235,7 @@ class RestPoller:
     def restore(self, pause_s: float, interval_hours: Mapping[str, int], interval_known: frozenset[str]) -> None:
         """Go on from what an earlier daemon knew: a ban outlives it, and so do the funding intervals."""
         self.interval_hours, self.interval_known = interval_hours, interval_known
-        self._paused_until_s = self._clock.steady_s() + min(pause_s, refusals.LONGEST_BAN_S)
+        self._paused_until_s = self._clock.steady_s() + pause_s
 
     def run(self, stop: threading.Event) -> None:
         """Poll until `stop` is set; blocks, for a request under way until `abort`."""
@@ -278,37 +263,36 @@ class RestPoller:
     def status(self) -> dict[str, Any]:
         """Return `connection_status.rest`, ready for the state file."""
         now = self._clock.now()
-        pause_s = self._paused_until_s - now.steady_s
         return {
             "polls": self.polls,
             "errors": sum(self.errors.values()),
             "errors_by_status": dict(self.errors),
             "last_success_time": self.last_success_wall_s,
-            "paused_until": round(now.wall_s + pause_s, 3) if pause_s > 0 else None,
+            "paused_until": now.wall_at(self._paused_until_s) if self._paused_until_s > now.steady_s else None,
             "last_error": self.last_error,
             "trouble": self.trouble,
         }
 
     def _due_s(self) -> float:
         due_s, fallback_s = self._asked_s + self._settings.rest_poll_seconds, self._settings.rest_fallback_seconds
-        if self.fallback_active or not self.freshness.latest.symbols:
+        if self.fallback_active or not self._freshness.latest.symbols:
             due_s = min(due_s + fallback_s, self._counted_from_s + _FALLBACK_SHARE * fallback_s)
         return max(due_s, self._paused_until_s)
 
     def _until_fallback_s(self) -> float:
         """Return the seconds until the stream's silence would turn fallback on, infinite where it is on."""
-        return math.inf if self.fallback_active else self.context.current_s - self.freshness.stream_age_s()
+        return math.inf if self.fallback_active else self.context.current_s - self._freshness.stream_age_s()
 
     def _update_fallback(self) -> None:
         """Decide whether the stream brings the market; if not, REST stands in."""
-        live, age_s, limit_s = self.live_connections(), self.freshness.stream_age_s(), self.context.current_s
+        live, age_s, limit_s = self.live_connections(), self._freshness.stream_age_s(), self.context.current_s
         # Where it has come within half the limit it is back; in between, what was decided stays.
         active = age_s > (limit_s / 2 if self.fallback_active else limit_s) or (self._was_live and not live)
         self._was_live = self._was_live or live > 0
-        self.book.stream_is_live = live > 0 and age_s <= limit_s / 2
+        self._book.stream_is_live = live > 0 and age_s <= limit_s / 2
         if active == self.fallback_active:
             return
-        self.fallback_active, latest = active, self.freshness.latest
+        self.fallback_active, latest = active, self._freshness.latest
         if active:
             # Asked for any earlier, a snapshot might bring nothing newer than the stream had.
             self._counted_from_s = latest.served_s - self._took_s
@@ -324,20 +308,17 @@ class RestPoller:
             body = self.client.get(PREMIUM_INDEX)
             received = self._clock.now()
             self._took_s = received.steady_s - self._asked_s
-            decoded = rates.decode_premium_index(body, received.steady_s)
-            self._exchange_clock.note_events(rates.REST, decoded.median_event_time_ms, received.steady_s)
-            decoded = decoded.up_to(self._exchange_clock.latest_ms(received.steady_s))
+            decoded = self.feed.admit(
+                rates.decode_premium_index(body, received.steady_s), rates.REST, received.steady_s
+            )
             if not decoded.rates:
                 raise rates.MalformedMessage(decoded.first_fault)
         except (RestError, rates.MalformedMessage) as error:
             self._note_error(error)
             return False
-        if decoded.rejected:
-            self.rejected_rows += decoded.rejected
-            self._throttle.warn("rejected rows", decoded.first_fault, total=self.rejected_rows)
         self._compare(decoded.rates, received)
-        self.freshness.merge(decoded.rates)
-        self.book.note_snapshot(decoded.rates, received.steady_s)
+        self._freshness.merge(decoded.rates)
+        self._book.note_snapshot(decoded.rates, received.steady_s)
         # After the merge: a gap that it ends is logged with the trouble there was.
         self.last_success_wall_s, self.trouble, self._refused_in_a_row = round(received.wall_s, 3), None, 0
         self._throttle.resolve(_REFUSED, _FAILED, log_as="REST recovered")
@@ -345,7 +326,7 @@ class RestPoller:
 
     def _compare(self, snapshot: Sequence[rates.FundingRate], received: Moment) -> None:
         oldest_s = received.steady_s - self._settings.stale_seconds
-        stream = {symbol: rate for symbol, rate in self.book.stream_rates().items() if rate.received_s >= oldest_s}
+        stream = {symbol: rate for symbol, rate in self._book.stream_rates().items() if rate.received_s >= oldest_s}
         result = self.context.comparison.run(stream, snapshot, received.wall_s)
         counted = {name: result[name] for name in ("compared", "mismatched")}
         self.context.history.count(received.wall_s, runs=1, **counted)
@@ -367,7 +348,7 @@ class RestPoller:
         if isinstance(error, RestError) and error.wait_s:
             self._paused_until_s = self._clock.steady_s() + error.wait_s
 
-    def _ask_beside(self, path: str, within_s: float, learn: Callable[[bytes], None]) -> None:
+    def _ask_beside(self, path: str, learn: Callable[[bytes], None]) -> None:
         """Ask for something else with a snapshot, once a minute at most.
 
         It gets no more time than there is until the next one may be due, be it because the stream ends.
@@ -380,7 +361,7 @@ class RestPoller:
         trouble = "time of Binance not learned" if path == TIME else "funding intervals unknown"
         over = "time of Binance learned again" if path == TIME else "funding intervals known again"
         try:
-            learn(self.client.get(path, min(within_s, spare_s)))
+            learn(self.client.get(path, min(_BESIDE_WITHIN_S, spare_s)))
         except (RestError, rates.MalformedMessage) as error:
             self._heed(error)
             self._throttle.warn(trouble, str(error), next="asked again")
@@ -389,14 +370,14 @@ class RestPoller:
 
     def _update_time(self) -> None:
         """Ask what time it is at Binance where that is not known or doubted, and once in a while."""
-        clock = self._exchange_clock
+        clock = self.context.exchange_clock
         is_old = not self.fallback_active and self._clock.steady_s() - clock.learned_s >= _TIME_KEPT_S
         if clock.is_doubted() or is_old:
-            self._ask_beside(TIME, _TIME_WITHIN_S, self._learn_time)
+            self._ask_beside(TIME, self._learn_time)
 
     def _learn_time(self, body: bytes) -> None:
         asked_s, answered_s = self._asked_beside_s[TIME], self._clock.steady_s()
-        self._exchange_clock.note_answer(rates.decode_server_time(body), asked_s, answered_s)
+        self.context.exchange_clock.note_answer(rates.decode_server_time(body), asked_s, answered_s)
 
     def _update_intervals(self) -> None:
         """Refresh the funding intervals hourly, and where a symbol is new.
@@ -405,7 +386,7 @@ class RestPoller:
         """
         is_old = self._clock.steady_s() - self._intervals_learned_s >= _INTERVALS_KEPT_S
         if is_old or not self._symbols() <= self.interval_known:
-            self._ask_beside(_FUNDING_INFO, _FUNDING_INFO_WITHIN_S, self._learn_intervals)
+            self._ask_beside(_FUNDING_INFO, self._learn_intervals)
 
     def _learn_intervals(self, body: bytes) -> None:
         listed, symbols = rates.decode_funding_info(body), self._symbols()
@@ -417,4 +398,4 @@ class RestPoller:
         self._intervals_learned_s = self._clock.steady_s()
 
     def _symbols(self) -> frozenset[str]:
-        return frozenset(rate.symbol for rate in self.book.rates())
+        return frozenset(rate.symbol for rate in self._book.rates())

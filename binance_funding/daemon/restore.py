@@ -11,6 +11,7 @@ from .book import Book
 from .context import Context
 from .freshness import FreshnessWatch
 from .rates import FundingRate
+from .refusals import LONGEST_BAN_S
 from .rest import RestPoller
 from .stream import StreamPool
 
@@ -57,7 +58,7 @@ def restore(
 
 def pause_s(status: Mapping[str, Any], now_s: float) -> float:
     """Return how long Binance still asks not to be asked."""
-    return max(0.0, (status["paused_until"] or 0.0) - now_s)
+    return min(max(0.0, (status["paused_until"] or 0.0) - now_s), LONGEST_BAN_S)
 
 
 def _rate(symbol: str, record: Mapping[str, Any], steady_minus_file_s: float, now_s: float) -> FundingRate:

@@ -21,7 +21,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..log import EventLogger
-from . import refusals
 from .connection import Connection, Ending
 from .context import Context
 from .feed import Feed
@@ -104,7 +103,7 @@ class StreamPool:
 
     def restore(self, pause_s: float) -> None:
         """Go on waiting for as long as Binance had asked an earlier daemon to."""
-        self._paused_until_s = self._clock.steady_s() + min(pause_s, refusals.LONGEST_BAN_S)
+        self._paused_until_s = self._clock.steady_s() + pause_s
 
     def run(self, stop: threading.Event) -> None:
         """Keep the connections alive until `stop` is set and `wake` called; then close them all. Blocks."""
@@ -156,7 +155,6 @@ class StreamPool:
     def status(self) -> dict[str, Any]:
         """Return the stream's part of `connection_status`, ready for the state file."""
         live, lag_s, now = self.live(), self.lag_s(), self._clock.now()
-        pause_s = self._paused_until_s - now.steady_s
         return {
             "connected": bool(live),
             "connections": len(live),
@@ -170,7 +168,7 @@ class StreamPool:
             "reconnect_attempts": self.attempts,
             "last_error": self.last_error,
             "stream_lag_seconds": None if lag_s is None else round(lag_s, 3),
-            "paused_until": round(now.wall_s + pause_s, 3) if pause_s > 0 else None,
+            "paused_until": now.wall_at(self._paused_until_s) if self._paused_until_s > now.steady_s else None,
         }
 
     def _connections(self) -> list[Connection]:

@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from .. import __version__, process, service
-from ..clock import Clock
+from ..clock import Clock, Moment
 from ..log import EventLogger
 from ..schema import STATUS, declared
 from ..settings import Settings, SettingsError
@@ -80,7 +80,7 @@ class Daemon:
         self._freshness = FreshnessWatch(context, self._book, self._trouble)
         self._feed = Feed(context, self._freshness)
         self._stream = StreamPool(context, self._feed, self.threads.start, open_connection=self.open_connection)
-        self._rest = RestPoller(context, client, self._book, self._freshness, lambda: len(self._stream.live()))
+        self._rest = RestPoller(context, client, self._feed, lambda: len(self._stream.live()))
         self._publisher = Publisher(context, self._file, self._book, self._annotations, self._describe)
         self._parts = (
             ("publisher", self._publisher, _STUCK_AFTER_S + settings.heartbeat_seconds),
@@ -205,20 +205,20 @@ class Daemon:
             parts.append(f"REST: {self._rest.trouble}")
         return "; ".join(parts)
 
-    def _describe(self, wall_s: float) -> dict[str, Any]:
+    def _describe(self, now: Moment) -> dict[str, Any]:
         """Return all members of the state file that follow the records."""
         offset_s, freshness = self._context.exchange_clock.wall_offset_s(), self._freshness.latest
         status = {
             **self._stream.status(),
-            "rejected_rows": self._feed.rejected_rows + self._rest.rejected_rows,
+            "rejected_rows": self._feed.rejected_rows,
             "fallback_active": self._rest.fallback_active,
             "symbols_from_rest": freshness.from_rest,
             "symbols_behind": freshness.behind,
             "symbols_halted": freshness.halted,
-            "market_served_time": round(wall_s - (self.clock.steady_s() - freshness.served_s), 3),
+            "market_served_time": now.wall_at(freshness.served_s),
             "clock_offset_seconds": None if offset_s is None else round(offset_s, 3),
             # By the boot clock: a wall clock that was set does not change for how long the daemon has run.
-            "daemon_start_time": round(wall_s - (self.clock.steady_s() - self._started_s), 3),
+            "daemon_start_time": now.wall_at(self._started_s),
             "gaps_ended": self._freshness.gaps_ended,
             "gap_seconds": self._freshness.gap_seconds,
         }
@@ -226,7 +226,7 @@ class Daemon:
             "connection_status": {**declared(STATUS, status), "rest": self._rest.status()},
             "comparison": self._context.comparison.to_json(),
             "process": process.usage(),
-            **self._context.history.to_json(wall_s),
+            **self._context.history.to_json(now.wall_s),
         }
 
     def _end(self) -> int:

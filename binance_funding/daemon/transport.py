@@ -140,6 +140,14 @@ def limit(sock: socket.socket, deadline: Deadline) -> None:
     sock.settimeout(deadline.remaining_s() + 0.001)
 
 
+def shut_down(sock: socket.socket | None) -> None:
+    """End a connection under the thread that reads from it, which finds it ended; returns at once. From any thread."""
+    with contextlib.suppress(OSError):  # it is gone already
+        if sock is not None:
+            # Not the TLS socket's own shutdown, which would take the session away under the reading thread.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
 def explain(error: Exception) -> str:
     """Say in a few words what went wrong on the network."""
     if isinstance(error, (socket.gaierror, UnicodeError)):

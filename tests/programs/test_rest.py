@@ -165,6 +165,16 @@ def test_an_answer_without_end_is_given_up(exchange: Exchange, is_packed: bool) 
     client.close()
 
 
+def test_an_answer_that_is_too_long_as_it_was_packed_is_given_up(exchange: Exchange) -> None:
+    """Nothing of it is left on the connection for the next answer to begin with."""
+    exchange.rest_fault(200, body=gzip.compress(os.urandom(2 << 20)), headers={"Content-Encoding": "gzip"})
+    client = RestClient(exchange.rest_url, 10, Clock(), largest_answer_bytes=1 << 20)
+    assert str(error_of(client)) == "answer of more than 1 MiB"
+    exchange.rest_ok()
+    assert client.get(INDEX).startswith(b"[")
+    client.close()
+
+
 MEASURE = """
 import resource, sys
 from binance_funding.clock import Clock

@@ -9,7 +9,6 @@ from itertools import pairwise
 import pytest
 
 from binance_funding.daemon.rates import REST
-from binance_funding.daemon.refusals import LONGEST_BAN_S
 from binance_funding.daemon.rest import BrokenOff, RestError
 from tests.support.samples import index_row
 from tests.support.simulated_rest import INDEX, INFO, TIME, RestWorld, refused
@@ -85,13 +84,6 @@ def test_a_pause_outlives_the_daemon() -> None:
     assert world.binance.asked == []
     world.advance(20)
     assert world.binance.times_s()[0] == pytest.approx(world.exchange.now_s - 10, abs=1.5)
-
-
-def test_a_pause_from_a_clock_that_was_ahead_ends_all_the_same() -> None:
-    """No ban is longer than three days, whatever the old file says."""
-    world = RestWorld()
-    world.poller.restore(10 * 365 * 86_400, {}, frozenset())
-    assert world.poller.status()["paused_until"] == pytest.approx(world.exchange.time.wall_s + LONGEST_BAN_S)
 
 
 @pytest.mark.parametrize("status", [403, 451])
@@ -177,7 +169,7 @@ def test_bad_rows_are_counted_and_the_good_ones_merged() -> None:
     rows = [index_row("BTCUSDT"), index_row("ETHUSDT", markPrice="NaN"), index_row("SOLUSDT", markPrice="-1"), 5]
     world.binance.bodies[INDEX] = json.dumps(rows).encode()
     world.advance(5)
-    assert world.poller.rejected_rows == 3
+    assert world.feed.rejected_rows == 3
     assert [(known.symbol, known.source) for known in world.book.rates()] == [("BTCUSDT", REST)]
 
 

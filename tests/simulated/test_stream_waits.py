@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import pytest
 
-from binance_funding.daemon.refusals import LONGEST_BAN_S
 from tests.support.simulated_stream import Line, World, by_url, opens_and_stays_silent, refuses, unreachable
 
 FIRST, SECOND = "ws://one.example/market", "ws://two.example/market"
@@ -190,13 +189,6 @@ def test_a_pause_outlives_the_daemon() -> None:
     world.advance(2)
     assert len(world.pool.live()) == 2
     assert world.pool.status()["paused_until"] is None
-
-
-def test_a_pause_from_a_clock_that_was_ahead_ends_all_the_same() -> None:
-    """No ban is longer than three days, whatever the old file says."""
-    world = World()
-    world.pool.restore(10 * 365 * 86_400.0)
-    assert world.pool.status()["paused_until"] == pytest.approx(world.exchange.time.wall_s + LONGEST_BAN_S)
 
 
 def test_told_to_wait_all_connections_wait(caplog: pytest.LogCaptureFixture) -> None:

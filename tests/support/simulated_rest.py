@@ -101,8 +101,7 @@ class RestWorld:
         self.poller = RestPoller(
             self.context,
             cast("RestClient", self.binance),
-            self.book,
-            self.freshness,
+            self.feed,
             lambda: self.live if self.stream_is_well else self.live_while_unwell,
         )
         self._ticked_s = -math.inf

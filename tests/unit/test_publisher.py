@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from binance_funding.clock import Moment
 from binance_funding.daemon.book import Book
 from binance_funding.daemon.exchange_clock import ExchangeClock
 from binance_funding.daemon.publisher import Annotations, Publisher, Renderer
@@ -181,10 +182,10 @@ class Office:
         self.publisher = Publisher(shared, StateFile(str(self.path)), self.book, lambda: PLAIN, self.describe)
         self.stop = threading.Event()
 
-    def describe(self, wall_s: float) -> dict[str, Any]:
+    def describe(self, now: Moment) -> dict[str, Any]:
         """Return the members that the daemon adds."""
         self.described += 1
-        return {"described": self.described, "at": wall_s}
+        return {"described": self.described, "at": now.wall_s}
 
     def rate_in_file(self) -> float:
         """Return the funding rate of A in the file."""

@@ -11,6 +11,7 @@ from binance_funding.daemon.connection import Connection
 from binance_funding.daemon.feed import Feed
 from binance_funding.daemon.freshness import FreshnessWatch
 from binance_funding.daemon.rates import FundingRate
+from binance_funding.daemon.refusals import LONGEST_BAN_S
 from binance_funding.daemon.rest import RestClient, RestPoller
 from binance_funding.daemon.restore import restore
 from binance_funding.daemon.stream import StreamPool
@@ -37,8 +38,8 @@ class StartingDaemon:
         self.book = Book(self.context)
         self.freshness = FreshnessWatch(self.context, self.book, lambda: "stream: nothing came")
         client = RestClient("http://127.0.0.1:9", 1.0, self.time.clock)
-        self.rest = RestPoller(self.context, client, self.book, self.freshness, lambda: 0)
         feed = Feed(self.context, self.freshness)
+        self.rest = RestPoller(self.context, client, feed, lambda: 0)
         self.stream = StreamPool(self.context, feed, self._never_spawned, open_connection=self._never_opened)
 
     def restore(self) -> None:
@@ -150,6 +151,15 @@ def test_a_pause_that_is_over_is_none(daemon: StartingDaemon) -> None:
     daemon.restore()
     assert daemon.stream.status()["paused_until"] is None
     assert daemon.rest.status()["paused_until"] is None
+
+
+def test_a_pause_from_a_clock_that_was_ahead_ends_all_the_same(daemon: StartingDaemon) -> None:
+    """No ban is longer than three days, whatever the old file says."""
+    until = {"paused_until": WALL_S + 10 * 365 * 86_400}
+    put(daemon.path, state(connection_status=status(**until, rest={**status()["rest"], **until})))
+    daemon.restore()
+    for part in (daemon.stream, daemon.rest):
+        assert part.status()["paused_until"] == pytest.approx(daemon.time.wall_s + LONGEST_BAN_S)
 
 
 def test_funding_intervals_are_taken_over_but_not_those_only_assumed(daemon: StartingDaemon) -> None:
