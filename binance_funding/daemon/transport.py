@@ -1,7 +1,8 @@
 """The way to Binance, the same for stream and REST: name, proxy, TCP and TLS, within one deadline.
 
-Proxies: `https_proxy` for wss and https, `http_proxy` for ws and http, else `all_proxy`, in either case; not for hosts
-that `no_proxy` names, nor for this one. Only HTTP proxies, asked to CONNECT whatever the scheme: RFC 9110, 9.3.6.
+Proxies: `https_proxy` for wss and https, `http_proxy` for ws and http, else `all_proxy`, in either case, as urllib
+reads them; not for hosts that `no_proxy` names, nor for this one. Only HTTP proxies, asked to CONNECT whatever the scheme:
+RFC 9110, 9.3.6.
 Certificates: those that this system trusts, or those in `SSL_CERT_FILE`.
 """
 
@@ -11,9 +12,10 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from ..clock import Deadline
 from ..settings import SettingsError
@@ -21,6 +23,8 @@ from ..settings import SettingsError
 _SECURE = ("wss", "https")
 _THIS_HOST = ("localhost", "127.0.0.1", "::1")
 _LARGEST_HEAD_BYTES = 65_536
+# A timeout of 0 would mean: not at all.
+_LEAST_S = 0.001
 
 STEPS = ("DNS", "proxy", "TCP", "TLS")
 """What `connect` does, in this order."""
@@ -51,11 +55,11 @@ class Proxy(NamedTuple):
     """The environment variable that names it."""
 
 
-def check(urls: Iterable[str], environment: Mapping[str, str] = os.environ) -> None:
+def check(urls: Iterable[str]) -> None:
     """Check the settings that are the system's, for the start. Raises SettingsError, in one line."""
     for url in urls:
-        proxy_for(url, environment)
-    path = environment.get("SSL_CERT_FILE")
+        proxy_for(url)
+    path = os.environ.get("SSL_CERT_FILE")
     if path:
         try:
             ssl.create_default_context(cafile=path)
@@ -64,19 +68,15 @@ def check(urls: Iterable[str], environment: Mapping[str, str] = os.environ) -> N
             raise SettingsError(f"SSL_CERT_FILE={path!r} holds no certificates that can be read: {reason}") from error
 
 
-def proxy_for(url: str, environment: Mapping[str, str] = os.environ) -> Proxy | None:
+def proxy_for(url: str) -> Proxy | None:
     """Return the proxy through which this address is reached. Raises SettingsError for any but an HTTP proxy."""
-    parts = urlsplit(url)
+    parts, proxies = urlsplit(url), getproxies()
     host, kind = parts.hostname or "", "https" if parts.scheme in _SECURE else "http"
-    excepted = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
-    if host in _THIS_HOST or any(_covers(name.strip().lower().lstrip("."), host) for name in excepted.split(",")):
+    name = next(filter(proxies.get, (kind, "all")), None)
+    if name is None or host in _THIS_HOST or proxy_bypass(host):
         return None
-    names = (f"{kind}_proxy", f"{kind}_proxy".upper(), "all_proxy", "ALL_PROXY")
-    return next((_proxy(name, environment[name].strip()) for name in names if environment.get(name)), None)
-
-
-def _covers(name: str, host: str) -> bool:
-    return name in ("*", host) or (bool(name) and host.endswith(f".{name}"))
+    variables = f"{name}_proxy", f"{name}_proxy".upper()
+    return _proxy(next(filter(os.environ.get, variables), variables[0]), proxies[name].strip())
 
 
 def _proxy(name: str, value: str) -> Proxy:
@@ -137,7 +137,7 @@ def limit(sock: socket.socket, deadline: Deadline) -> None:
     """Let the next call of the socket block until the deadline at most. Raises TimeoutError where that is over."""
     if deadline.is_over():
         raise TimeoutError
-    sock.settimeout(deadline.remaining_s() + 0.001)
+    sock.settimeout(deadline.remaining_s() + _LEAST_S)
 
 
 def shut_down(sock: socket.socket | None) -> None:
@@ -161,22 +161,11 @@ def explain(error: Exception) -> str:
 
 def _open(addresses: list[Any], deadline: Deadline) -> socket.socket:
     """Open a TCP connection to the first of a host's addresses that answers."""
-    *others, last = addresses
+    *others, last = [address[:2] for *_, address in addresses]
     for address in others:
         with contextlib.suppress(OSError):  # one that is silent leaves time for the next
-            return _open_address(address, deadline.remaining_s() / 2)
-    return _open_address(last, deadline.remaining_s())
-
-
-def _open_address(address: tuple[Any, ...], within_s: float) -> socket.socket:
-    sock = socket.socket(*address[:3])
-    try:
-        sock.settimeout(within_s + 0.001)  # 0 would mean: not at all
-        sock.connect(address[-1])
-    except OSError:
-        sock.close()
-        raise
-    return sock
+            return socket.create_connection(address, deadline.remaining_s() / 2 + _LEAST_S)
+    return socket.create_connection(last, deadline.remaining_s() + _LEAST_S)
 
 
 def _tunnel(sock: socket.socket, target: str, proxy: Proxy, deadline: Deadline) -> None:
