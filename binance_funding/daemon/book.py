@@ -48,43 +48,30 @@ class Book:
         Event time decides: an older row or an equal one changes nothing. A REST row replaces a stream row only where
         that is no longer current, or not by comparison with it, so that REST cannot hide what the stream is doing.
         """
-        if not rates:
-            return 0
+        merged = 0
         with self._lock:
-            merged = self._merge_stream(rates) if rates[0].source == STREAM else self._merge_rest(rates)
+            newest, from_stream = self._newest, self._from_stream
+            for rate in rates:
+                symbol = rate.symbol
+                known = newest.get(symbol)
+                newest_ms = self._admitted_after_ms(symbol) if known is None else known.event_time_ms
+                is_new = newest_ms < rate.event_time_ms
+                if rate.source == STREAM:
+                    # Also what REST is ahead of: it tells how far behind the stream is.
+                    if is_new or (known is not None and self._is_news_of_stream(rate)):
+                        from_stream[symbol] = rate
+                elif is_new:
+                    is_new = not self._is_left_to_stream(known, rate)
+                if is_new:
+                    newest[symbol] = rate
+                    merged += 1
         if merged:
             self.changed.set()
         return merged
 
-    def _merge_stream(self, rates: Sequence[FundingRate]) -> int:
-        newest, from_stream, merged = self._newest, self._from_stream, 0
-        for rate in rates:
-            symbol = rate.symbol
-            known = newest.get(symbol)
-            newest_ms = self._admitted_after_ms(symbol) if known is None else known.event_time_ms
-            if newest_ms < rate.event_time_ms:
-                newest[symbol] = from_stream[symbol] = rate
-                merged += 1
-            elif known is not None and known.source != STREAM:
-                self._note_behind(rate)
-        return merged
-
-    def _note_behind(self, rate: FundingRate) -> None:
-        """Keep what the stream brings for a symbol that lives on REST: it tells how far behind the stream is."""
+    def _is_news_of_stream(self, rate: FundingRate) -> bool:
         known = self._from_stream.get(rate.symbol)
-        if known is None or known.event_time_ms < rate.event_time_ms:
-            self._from_stream[rate.symbol] = rate
-
-    def _merge_rest(self, rates: Sequence[FundingRate]) -> int:
-        newest, merged = self._newest, 0
-        for rate in rates:
-            symbol = rate.symbol
-            known = newest.get(symbol)
-            newest_ms = self._admitted_after_ms(symbol) if known is None else known.event_time_ms
-            if newest_ms < rate.event_time_ms and not self._is_left_to_stream(known, rate):
-                newest[symbol] = rate
-                merged += 1
-        return merged
+        return known is None or known.event_time_ms < rate.event_time_ms
 
     def _is_left_to_stream(self, known: FundingRate | None, rate: FundingRate) -> bool:
         return (
@@ -143,16 +130,13 @@ class Book:
                 del self._from_stream[symbol]
             ahead = [symbol for symbol, rate in self._newest.items() if rate.event_time_ms > latest_ms]
             for symbol in ahead:
-                if symbol in self._from_stream:
-                    self._newest[symbol] = self._from_stream[symbol]
-                else:
-                    del self._newest[symbol]
+                del self._newest[symbol]
+            self._newest.update((symbol, self._from_stream[symbol]) for symbol in ahead if symbol in self._from_stream)
             return len(ahead)
 
     def is_full(self) -> bool:
         """Tell whether new symbols are left out because there are too many."""
-        with self._lock:
-            return len(self._newest) >= self._most_symbols
+        return len(self._newest) >= self._most_symbols
 
     def rates(self) -> list[FundingRate]:
         """Return the newest rate of each symbol."""

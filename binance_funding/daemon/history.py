@@ -43,21 +43,18 @@ class History:
 
     def to_json(self, wall_s: float) -> dict[str, Any]:
         """Return gaps and quarter hours of the last 24 h, ready for the state file; what is older is forgotten."""
-        with self._lock:
+
+        def is_kept(start_s: float, seconds: float) -> bool:
             # What lies far in the future was noted by a clock that was wrong, and would be counted until then; what
             # lies less far may have been noted before somebody set the clock back a little.
-            oldest_s, latest_s = wall_s - WINDOW_S, wall_s + WINDOW_S
-            self._quarters = {
-                start: quarter
-                for start, quarter in self._quarters.items()
-                if oldest_s < start + QUARTER_S and start <= latest_s
-            }
-            self._gaps = [
-                gap for gap in self._gaps if oldest_s < gap["start"] + gap["seconds"] and gap["start"] <= latest_s
-            ]
+            return wall_s - WINDOW_S < start_s + seconds and start_s <= wall_s + WINDOW_S
+
+        with self._lock:
+            self._gaps = [gap for gap in self._gaps if is_kept(gap["start"], gap["seconds"])]
+            self._quarters = {start: counts for start, counts in self._quarters.items() if is_kept(start, QUARTER_S)}
             quarters = [
-                {"start": start, **quarter, "observed": round(quarter["observed"], 3)}
-                for start, quarter in sorted(self._quarters.items())
+                {"start": start, **counts, "observed": round(counts["observed"], 3)}
+                for start, counts in sorted(self._quarters.items())
             ]
             return {"gaps": list(self._gaps), "history": quarters}
 
