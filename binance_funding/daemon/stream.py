@@ -64,9 +64,7 @@ class _Slot:
     """Those of them that had been live: they make the log quieter."""
     failed_at_s: float = -math.inf
     retry_at_s: float = -math.inf
-    """When to try next while another connection brings current mark prices."""
-    retry_soon_at_s: float = -math.inf
-    """The same while none does."""
+    """When to try next, at the latest."""
     replace_at_s: float = math.inf
     """When the live connection is to be replaced."""
 
@@ -287,7 +285,6 @@ class StreamPool:
         # The time it lived counts: what matters to the exchange is how often it is asked.
         lived_s, least_s = now_s - connection.started_s, self._jittered(self._settings.reconnect_min_seconds)
         slot.retry_at_s = now_s + max(self._backoff_s(slot, ending) - lived_s, least_s)
-        slot.retry_soon_at_s = min(slot.retry_at_s, now_s + self._jittered(_NONE_CURRENT_WAIT_S))
         slot.failures += not ending.unreachable
         slot.failed_at_s = now_s
         if ending.wait_s:
@@ -328,7 +325,7 @@ class StreamPool:
         """Return when the slot tries again, a pause that Binance asked for aside."""
         now_s = self._clock.steady_s()
         is_any_current = any(connection.age_s(now_s) <= self.context.current_s for connection in self.live())
-        return slot.retry_at_s if is_any_current else slot.retry_soon_at_s
+        return slot.retry_at_s if is_any_current else min(slot.retry_at_s, slot.failed_at_s + _NONE_CURRENT_WAIT_S)
 
     def _backoff_s(self, slot: _Slot, ending: Ending) -> float:
         least_s, most_s = self._settings.reconnect_min_seconds, self._settings.reconnect_max_seconds
