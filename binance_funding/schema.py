@@ -6,7 +6,7 @@ that an older file lacks gets its default; a required one has none, and without 
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 VERSION = 1
 WINDOW_S = 86_400
@@ -232,6 +232,11 @@ def record_template(symbol_text: str, marks: Mapping[str, bool]) -> str:
     members = [f'"{one.name}":{one.kind.render}' for one in RECORD]
     members += [f'"{one.name}":true' for one in MARKS if marks[one.name]]
     return f"{symbol_text.replace('%', '%%')}:{{{','.join(members)}}}"
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """Refuse NaN and Infinity, as `parse_constant` of the module json, which would read them."""
+    raise ValueError(f"{name} is not JSON")
 
 
 def complete(section: Section, members: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from . import schema
 from .clock import Moment
@@ -156,15 +156,11 @@ def _read_bytes(path: str) -> bytes:
 
 
 def _parse(content: bytes) -> Any:
-    state = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+    state = json.loads(content.decode("utf-8"), parse_constant=schema.refuse_constant)
     if b"\\ud" in content.lower():
         # Perhaps half a surrogate pair: let in, it could not be written again.
         json.dumps(state, ensure_ascii=False).encode()
     return state
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _complete(parsed: Any) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import json
 import re
 from collections.abc import Callable
 from operator import itemgetter
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from ..schema import DECIMALS
+from ..schema import DECIMALS, refuse_constant
 
 STREAM, REST = "websocket", "rest"
 
@@ -106,7 +106,7 @@ def decode_stream(payload: bytes, received_s: float) -> Decoded:
         except _ROW_FAULTS:
             return parsed  # a malformed row, which is judged below
 
-    message = _parse(payload, json.JSONDecoder(object_hook=convert_at_once, parse_constant=_refuse_constant))
+    message = _parse(payload, json.JSONDecoder(object_hook=convert_at_once, parse_constant=refuse_constant))
     if isinstance(message, dict):
         # Without envelope a single event is a row itself; whether it is a mark price is judged like that of any row.
         message = message.get("data", [message] if "e" in message else None)
@@ -150,11 +150,7 @@ def decode_server_time(body: bytes) -> float:
     return time_ms / 1000
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_json = json.JSONDecoder(parse_constant=_refuse_constant)
+_json = json.JSONDecoder(parse_constant=refuse_constant)
 
 
 def _parse(payload: bytes, decoder: json.JSONDecoder = _json) -> Any:
@@ -163,7 +159,7 @@ def _parse(payload: bytes, decoder: json.JSONDecoder = _json) -> Any:
     try:
         return decoder.decode(payload.decode("utf-8"))
     except (ValueError, RecursionError) as fault:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise MalformedMessage(f"{_reason(fault)} in {_quote(payload)}") from fault
+        raise MalformedMessage(f"not valid JSON ({fault}) in {_quote(payload)}") from fault
 
 
 def _parse_list(body: bytes) -> list[Any]:
@@ -171,14 +167,6 @@ def _parse_list(body: bytes) -> list[Any]:
     if not isinstance(answer, list):
         raise MalformedMessage(f"no list in {_quote(body)}")
     return answer
-
-
-def _reason(fault: Exception) -> str:
-    if isinstance(fault, UnicodeDecodeError):
-        return f"invalid UTF-8 at byte {fault.start}"
-    if isinstance(fault, RecursionError):
-        return "nesting too deep"
-    return f"invalid JSON ({fault})"
 
 
 def _quote(payload: bytes) -> str:

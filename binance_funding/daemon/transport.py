@@ -1,8 +1,8 @@
 """The way to Binance, the same for stream and REST: name, proxy, TCP and TLS, within one deadline.
 
 Proxies: `https_proxy` for wss and https, `http_proxy` for ws and http, else `all_proxy`, in either case, as urllib
-reads them; not for hosts that `no_proxy` names, nor for this one. Only HTTP proxies, asked to CONNECT whatever the scheme:
-RFC 9110, 9.3.6.
+reads them; not for hosts that `no_proxy` names, nor for this one. Only HTTP proxies, asked to CONNECT whatever the
+scheme: RFC 9110, 9.3.6.
 Certificates: those that this system trusts, or those in `SSL_CERT_FILE`.
 """
 

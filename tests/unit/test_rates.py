@@ -379,7 +379,7 @@ def test_deep_nesting_inside_a_row_never_escapes() -> None:
         try:
             assert decode_stream(nested.encode(), STEADY_S).rejected == 1
         except MalformedMessage as fault:
-            assert "nesting too deep" in str(fault)  # noqa: PT017 - either outcome is right, by the depth
+            assert "not valid JSON" in str(fault)  # noqa: PT017 - either outcome is right, by the depth
 
 
 def assert_sound(rate: FundingRate, row: dict[str, Any], numbers: dict[str, str]) -> None:
