@@ -225,9 +225,6 @@ def _letters(name: str) -> str:
 
 def help_text(program: str) -> str:
     """List the settings of one program ("daemon" or "server") with their defaults, for --help."""
-    lines = ["Settings, from the environment or from .env in the working directory:", ""]
-    for declared in fields(Settings):
-        if program in declared.metadata["used_by"].split():
-            lines.append(f"  {variable(declared)}  (default {declared.metadata['text']})")
-            lines.append(f"      {declared.metadata['meaning']}")
-    return "\n".join(lines)
+    used = [declared for declared in fields(Settings) if program in declared.metadata["used_by"].split()]
+    lines = [f"  {variable(one)}  (default {one.metadata['text']})\n      {one.metadata['meaning']}" for one in used]
+    return "\n".join(["Settings, from the environment or from .env in the working directory:", "", *lines])

@@ -12,6 +12,8 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from . import schema
@@ -57,8 +59,7 @@ class StateFile:
             os.close(fd)
             raise AlreadyRunning(f"{self.path} is already written by the daemon with pid {pid}") from None
         try:
-            with open(path, "w", encoding="ascii") as file:
-                file.write(f"{os.getpid()}\n")
+            Path(path).write_text(f"{os.getpid()}\n", encoding="ascii")
         except OSError:
             os.close(fd)  # let go, so that it can be taken again
             raise
@@ -86,10 +87,9 @@ class StateFile:
         # killed daemon left, a link, or a FIFO, which would block.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._temporary)
-        fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
         try:
-            with open(fd, "wb") as file:
-                os.fchmod(fd, _MODE)
+            with open(self._temporary, "xb", opener=partial(os.open, mode=_MODE)) as file:
+                os.fchmod(file.fileno(), _MODE)
                 file.write(content)
             os.replace(self._temporary, self.path)
         except OSError:

@@ -92,7 +92,7 @@ class StreamPool:
         self._clock, self._settings = self.context.clock, self.context.settings
         self._wake = threading.Event()
         self._slots = [_Slot(number) for number in range(1, self._settings.stream_connections + 1)]
-        self._closing: list[tuple[Connection, float]] = []
+        self._closing: dict[Connection, float] = {}  # until when each may need for its end
         self._attempts_left = float(_ATTEMPTS_AT_ONCE)
         self.progress_s = self._attempts_counted_s = self._clock.steady_s()
         self._paused_until_s = self._resumed_s = -math.inf
@@ -129,7 +129,7 @@ class StreamPool:
 
     def abort(self) -> None:
         """Break every connection that has not ended by itself."""
-        for connection in [*self._connections(), *(closing for closing, _ in self._closing)]:
+        for connection in [*self._connections(), *self._closing]:
             connection.abort()
 
     def live(self) -> list[Connection]:
@@ -175,10 +175,10 @@ class StreamPool:
     def _reap_closing(self) -> None:
         """Break connections that do not end as they were told, wherever they hang."""
         now_s = self._clock.steady_s()
-        self._closing = [(closing, until_s) for closing, until_s in self._closing if closing.ending is None]
-        for closing, until_s in self._closing:
+        self._closing = {one: until_s for one, until_s in self._closing.items() if one.ending is None}
+        for connection, until_s in self._closing.items():
             if now_s >= until_s:
-                closing.abort()
+                connection.abort()
 
     def _supervise_slot(self, slot: _Slot) -> None:
         now_s = self._clock.steady_s()
@@ -212,7 +212,7 @@ class StreamPool:
         if min(without_s, now_s - self._resumed_s) <= silence_s:
             return None
         connection.abort()
-        self._closing.append((connection, now_s))
+        self._closing[connection] = now_s
         if connection.opened_s is None:
             return Ending(f"no handshake within {silence_s:g} s")
         if not self._is_current(connection) and connection.first_data_s is not None:
@@ -269,7 +269,7 @@ class StreamPool:
 
     def _retire(self, slot: _Slot, replaced: Connection, now_s: float) -> None:
         replaced.close()
-        self._closing.append((replaced, now_s + _CLOSE_WITHIN_S))
+        self._closing[replaced] = now_s + _CLOSE_WITHIN_S
         self.replaced += 1
         self.context.history.count(self._clock.wall_s(), planned=1)
         _log.info("rotated", conn=slot.number, age_s=now_s - replaced.started_s)

@@ -92,15 +92,9 @@ class Daemon:
     def run(self) -> int:
         """Run until a stop is requested or a thread dies; return the exit status."""
         settings = self.settings
-        _log.info(
-            "starting",
-            version=__version__,
-            pid=os.getpid(),
-            state_file=settings.state_file,
-            connections=settings.stream_connections,
-            urls=",".join(settings.binance_ws_urls),
-            rest=settings.binance_rest_url,
-        )
+        facts: dict[str, Any] = {"state_file": settings.state_file, "connections": settings.stream_connections}
+        facts |= {"urls": ",".join(settings.binance_ws_urls), "rest": settings.binance_rest_url}
+        _log.info("starting", version=__version__, pid=os.getpid(), **facts)
         service.acquire(self._take_file, self._explain, self.threads.stop_request)
         for name, part, _ in self._parts:
             self.threads.start(name, functools.partial(part.run, self._stop))
