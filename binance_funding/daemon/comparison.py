@@ -1,6 +1,5 @@
 """A REST snapshot held against what the stream brought: do both tell the same?"""
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,20 +18,18 @@ _NAMED = 20
 
 
 class Comparison:
-    """Result of the last run and totals over all runs, restarts included. Safe to call from any thread."""
+    """Result of the last run and totals over all runs, restarts included. `run` is for one thread."""
 
     def __init__(self, throttle: LogThrottle) -> None:
         self._throttle = throttle
-        self._lock = threading.Lock()  # keeps the last run and the totals in step
-        self._last: dict[str, Any] | None = None
-        self._totals = {one.name: 0 for one in TOTALS}
+        self.state: dict[str, Any] = {"last": None, "totals": {one.name: 0 for one in TOTALS}}
+        """`comparison` as it stands in the state file; replaced as a whole."""
 
     def run(self, stream: Mapping[str, FundingRate], rest: Sequence[FundingRate], wall_s: float) -> dict[str, Any]:
         """Hold one snapshot against the stream's rates by symbol; log and return the result."""
         last = compare(stream, rest, wall_s)
-        with self._lock:
-            self._totals = {name: total + (1 if name == "runs" else last[name]) for name, total in self._totals.items()}
-            self._last = last
+        totals = {name: n + (1 if name == "runs" else last[name]) for name, n in self.state["totals"].items()}
+        self.state = {"last": last, "totals": totals}
         shown = {name: value for name, value in last.items() if name != "compared_at" and not isinstance(value, list)}
         if last["mismatched"]:
             self._throttle.warn("comparison", **shown, symbols=",".join(last["mismatched_symbols"]))
@@ -40,16 +37,6 @@ class Comparison:
             _log.debug("comparison", **shown)
             self._throttle.resolve("comparison", log_as="comparison equal again")
         return last
-
-    def to_json(self) -> dict[str, Any]:
-        """Return `comparison` as it stands in the state file."""
-        with self._lock:
-            return {"last": self._last, "totals": self._totals}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what an earlier daemon left in the state file, as it was read."""
-        with self._lock:
-            self._last, self._totals = state["comparison"]["last"], state["comparison"]["totals"]
 
 
 def compare(stream: Mapping[str, FundingRate], rest: Sequence[FundingRate], wall_s: float) -> dict[str, Any]:

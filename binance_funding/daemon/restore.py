@@ -46,7 +46,7 @@ def restore(
     rest.restore(pause_s(status["rest"], file_now_s), *_intervals(records))
     stream.restore(pause_s(status, file_now_s))
     context.history.restore(state)
-    context.comparison.restore(state)
+    context.comparison.state = state["comparison"]
     freshness.not_running = down_s > GAP_SECONDS
     freshness.start_at((status["daemon_start_time"] or state["updated_at"]) + steady_minus_file_s)
     if down_s <= GAP_SECONDS:
@@ -62,14 +62,10 @@ def pause_s(status: Mapping[str, Any], now_s: float) -> float:
 
 
 def _rate(symbol: str, record: Mapping[str, Any], steady_minus_file_s: float, now_s: float) -> FundingRate:
-    return FundingRate(
-        symbol,
-        tuple(repr(record[name]) for name in DECIMALS),
-        int(record["nextFundingTime"]),
-        int(record["eventTime"]),
-        record["source"],
-        min(now_s, record["updatedAt"] + steady_minus_file_s),
-    )
+    decimals = tuple(repr(record[name]) for name in DECIMALS)
+    times_ms = int(record["nextFundingTime"]), int(record["eventTime"])
+    received_s = min(now_s, record["updatedAt"] + steady_minus_file_s)
+    return FundingRate(symbol, decimals, *times_ms, record["source"], received_s)
 
 
 def _intervals(records: Mapping[str, Any]) -> tuple[dict[str, int], frozenset[str]]:

@@ -218,7 +218,7 @@ class Daemon:
         }
         return {
             "connection_status": {**declared(STATUS, status), "rest": self._rest.status()},
-            "comparison": self._context.comparison.to_json(),
+            "comparison": self._context.comparison.state,
             "process": process.usage(),
             **self._context.history.to_json(now.wall_s),
         }

@@ -36,7 +36,7 @@ def test_while_the_stream_is_well_a_snapshot_comes_every_minute() -> None:
     assert intervals_s(times_s) == pytest.approx([60] * 59, abs=0.1)
     quarters = world.context.history.to_json(world.exchange.time.wall_s)["history"]
     assert sum(quarter["runs"] for quarter in quarters) == world.poller.polls == 60
-    compared = world.context.comparison.to_json()["totals"]["compared"]
+    compared = world.context.comparison.state["totals"]["compared"]
     assert sum(quarter["compared"] for quarter in quarters) == compared == 120
     assert not world.poller.fallback_active
 

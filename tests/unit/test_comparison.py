@@ -153,15 +153,15 @@ def test_totals_add_up_over_runs_and_restarts() -> None:
     comparison = comparison_at(SimulatedClock())
     comparison.run(by_symbol(rate("A"), rate("B")), [rate("A"), rate("B", mark_price="1")], WALL_S)
     comparison.run(by_symbol(rate("A")), [rate("A")], WALL_S + 60)
-    kept = json.loads(json.dumps(comparison.to_json()))
+    kept = json.loads(json.dumps(comparison.state))
     assert kept["totals"] == {"runs": 2, "compared": 3, "matched": 2, "mismatched": 1, "identical": 2}
     assert kept["last"]["compared_at"] == WALL_S + 60
     after = comparison_at(SimulatedClock())
-    assert after.to_json() == {"last": None, "totals": dict.fromkeys(kept["totals"], 0)}
-    after.restore({"comparison": kept})
-    assert after.to_json() == kept
+    assert after.state == {"last": None, "totals": dict.fromkeys(kept["totals"], 0)}
+    after.state = kept
+    assert after.state == kept
     after.run({}, [], WALL_S + 120)
-    assert after.to_json()["totals"] == {"runs": 3, "compared": 3, "matched": 2, "mismatched": 1, "identical": 2}
+    assert after.state["totals"] == {"runs": 3, "compared": 3, "matched": 2, "mismatched": 1, "identical": 2}
 
 
 def test_a_mismatch_is_logged_with_the_names(caplog: pytest.LogCaptureFixture) -> None:

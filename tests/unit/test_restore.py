@@ -184,7 +184,7 @@ def test_gaps_the_day_and_the_comparison_go_on(daemon: StartingDaemon) -> None:
     assert daemon.gaps() == [(12.0, "x")]
     (known,) = daemon.context.history.to_json(daemon.time.wall_s)["history"]
     assert known.items() >= {**quarter, "observed": 60 + DOWN_S, "worst": 5.0}.items()
-    assert daemon.context.comparison.to_json() == content["comparison"]
+    assert daemon.context.comparison.state == content["comparison"]
 
 
 @pytest.mark.parametrize(("down_s", "gaps"), [(DOWN_S, []), (60.0, [(61.0, "not running")])])
@@ -255,6 +255,6 @@ def test_the_file_of_the_release_before_is_taken_over(tmp_path: Path, caplog: py
         assert daemon.time.steady_s - rate.received_s == pytest.approx(age_s, abs=0.001)
     intervals = {symbol: old["fundingIntervalHours"] for symbol, old in written["funding_state"].items()}
     assert daemon.rest.interval_hours == {symbol: hours for symbol, hours in intervals.items() if hours != 8}
-    assert daemon.context.comparison.to_json() == written["comparison"]
+    assert daemon.context.comparison.state == written["comparison"]
     (quarter,) = daemon.context.history.to_json(daemon.time.wall_s)["history"]
     assert (quarter["runs"], quarter["compared"], quarter["worst"]) == (7, 84, 11.228)
