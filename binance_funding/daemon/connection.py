@@ -121,9 +121,7 @@ class Connection:
 
     def lag_s(self) -> float | None:
         """Return how old its newest mark prices were when they came, None before the first."""
-        if self.last_advance_s is None:
-            return None
-        return self.age_s(self.last_advance_s)
+        return None if self.last_advance_s is None else self.age_s(self.last_advance_s)
 
     def _connect(self) -> None:
         timeout_s = min(_LONGEST_CONNECTING_S, self.context.settings.silence_seconds)

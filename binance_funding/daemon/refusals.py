@@ -36,9 +36,7 @@ class Refusal(NamedTuple):
 
 def explain(status: int, headers: Mapping[str, str], body: str, wall_s: float) -> Refusal:
     """Explain an HTTP status other than success."""
-    words = _WORDS.get(status)
-    if words is None:
-        words = "Binance server error" if status >= 500 else "unexpected answer"
+    words = _WORDS.get(status, "Binance server error" if status >= 500 else "unexpected answer")
     by_name = {name.lower(): value for name, value in headers.items()}
     return Refusal(f"{words} (HTTP {status})", _wait_s(status, by_name, body, wall_s))
 

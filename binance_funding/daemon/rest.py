@@ -12,7 +12,6 @@ Facts of the exchange, as of November 2026:
 
 import contextlib
 import http.client
-import io
 import math
 import socket
 import ssl
@@ -69,31 +68,6 @@ class BrokenOff(Exception):
     """The request was ended by `break_off`: no failure, but the end."""
 
 
-class _Wire(io.RawIOBase):
-    """A socket as HTTPResponse reads from it, each read within what is left of one deadline.
-
-    The socket's own timeout is for one read: headers or chunk sizes that trickle in would never reach it.
-    """
-
-    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
-        self._socket = sock
-        self._deadline = deadline
-        self.in_head = True
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        transport.limit(self._socket, self._deadline)
-        received = self._socket.recv_into(buffer)
-        if not received and self.in_head:  # HTTPResponse would take it for the end of the headers
-            raise ConnectionResetError("closed before the answer")
-        return received
-
-
 @dataclass
 class RestClient:
     """Asks Binance over one kept connection. For one thread; `break_off` from any."""
@@ -144,10 +118,7 @@ class RestClient:
             sock = self._socket = self._socket or self.connect(self.base_url, deadline)
             transport.limit(sock, deadline)
             sock.sendall(self._request(path))
-            wire = _Wire(sock, deadline)
-            with http.client.HTTPResponse(wire, method="GET") as answer:  # type: ignore[arg-type]
-                answer.begin()
-                wire.in_head = False
+            with transport.read_head(sock, "GET", deadline) as answer:
                 body = _read(answer, self.largest_answer_bytes)
             self._check_running()  # what was broken off may look like an end
             is_whole = len(body) <= self.largest_answer_bytes and not answer.will_close

@@ -8,8 +8,9 @@ Certificates: those that this system trusts, or those in `SSL_CERT_FILE`.
 
 import base64
 import contextlib
+import http.client
+import io
 import os
-import re
 import socket
 import ssl
 from collections.abc import Callable, Iterable
@@ -22,7 +23,6 @@ from ..settings import SettingsError
 
 _SECURE = ("wss", "https")
 _THIS_HOST = ("localhost", "127.0.0.1", "::1")
-_LARGEST_HEAD_BYTES = 65_536
 # A timeout of 0 would mean: not at all.
 _LEAST_S = 0.001
 
@@ -140,6 +140,41 @@ def limit(sock: socket.socket, deadline: Deadline) -> None:
     sock.settimeout(deadline.remaining_s() + _LEAST_S)
 
 
+class _Wire(io.RawIOBase):
+    """A socket as HTTPResponse reads from it, each read within what is left of one deadline.
+
+    The socket's own timeout is for one read: headers or chunk sizes that trickle in would never reach it.
+    """
+
+    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
+        self._socket, self._deadline, self.in_head = sock, deadline, True
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        limit(self._socket, self._deadline)
+        received = self._socket.recv_into(buffer)
+        if not received and self.in_head:  # HTTPResponse would take it for the end of the headers
+            raise ConnectionResetError("closed before the answer")
+        return received
+
+
+def read_head(sock: socket.socket, method: str, deadline: Deadline) -> http.client.HTTPResponse:
+    """Read the head of the answer to a request of this method; reading its body then ends with the deadline, too.
+
+    Raises TimeoutError, ConnectionError or http.client.HTTPException.
+    """
+    wire = _Wire(sock, deadline)
+    answer = http.client.HTTPResponse(wire, method=method)  # type: ignore[arg-type]
+    answer.begin()
+    wire.in_head = False
+    return answer
+
+
 def shut_down(sock: socket.socket | None) -> None:
     """End a connection under the thread that reads from it, which finds it ended; returns at once. From any thread."""
     with contextlib.suppress(OSError):  # it is gone already
@@ -171,12 +206,9 @@ def _open(addresses: list[Any], deadline: Deadline) -> socket.socket:
 def _tunnel(sock: socket.socket, target: str, proxy: Proxy, deadline: Deadline) -> None:
     limit(sock, deadline)
     sock.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{proxy.authorization}\r\n".encode())
-    head = b""
-    while b"\r\n\r\n" not in head:
-        limit(sock, deadline)
-        received = sock.recv(4096)
-        head += received
-        if not received or len(head) > _LARGEST_HEAD_BYTES:
-            raise OSError("its answer to CONNECT is not HTTP")
-    if not re.match(rb"HTTP/1\.[01] 2[0-9][0-9]", head):
-        raise OSError(f"it answers CONNECT with {head.splitlines()[0][:100].decode('latin-1')!r}")
+    try:
+        answer = read_head(sock, "CONNECT", deadline)
+    except http.client.HTTPException as error:
+        raise OSError("its answer to CONNECT is not HTTP") from error
+    if answer.status // 100 != 2:
+        raise OSError(f"it answers CONNECT with {answer.status} {answer.reason[:100]}")
