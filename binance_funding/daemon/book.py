@@ -78,7 +78,7 @@ class Book:
             self.stream_is_live
             and known is not None
             and known.source == STREAM
-            and rate.received_s - self._exchange_clock.as_of_s(known) <= self._current_s
+            and rate.received_s - self._exchange_clock.as_of_s(known.event_time_ms, known.received_s) <= self._current_s
             and rate.event_time_ms - known.event_time_ms <= self._current_s * 1000
         )
 
@@ -97,8 +97,8 @@ class Book:
             if len(before - listed) > _MOST_DELISTED * len(before):
                 listed |= before & self._newest.keys()
             known = [self._newest[symbol] for symbol in listed if symbol in self._newest]
-            as_of_s = self._exchange_clock.as_of_s
-            still = {rate.symbol: rate for rate in known if now_s - as_of_s(rate) > self._silence_s}
+            times_s, since_s = self._exchange_clock.all_as_of_s(known), now_s - self._silence_s
+            still = {rate.symbol: rate for rate, time_s in zip(known, times_s, strict=True) if time_s < since_s}
             self._still = still if len(still) <= _MOST_HALTED * len(listed) else {}
             self.listed = listed or None
 

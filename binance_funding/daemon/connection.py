@@ -117,7 +117,7 @@ class Connection:
         """Return how old its newest mark prices are by Binance's clock; before the first, how long it has tried."""
         if self.last_advance_s is None:
             return now_s - self.started_s
-        return now_s - self.context.exchange_clock.event_as_of_s(self.newest_event_time_ms, self.last_advance_s)
+        return now_s - self.context.exchange_clock.as_of_s(self.newest_event_time_ms, self.last_advance_s)
 
     def lag_s(self) -> float | None:
         """Return how old its newest mark prices were when they came, None before the first."""

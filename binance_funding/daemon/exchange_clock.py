@@ -101,12 +101,8 @@ class ExchangeClock:
         seen = {source: offset_s for source, (offset_s, at_s) in self._witnesses.items() if now_s - at_s < _WITNESS_S}
         return {_WALL: self._clock.wall_s() - self._clock.steady_s(), **seen}
 
-    def as_of_s(self, rate: FundingRate) -> float:
-        """Return the steady time at which this was true at Binance; that of its arrival where it cannot be told."""
-        return self.event_as_of_s(rate.event_time_ms, rate.received_s)
-
-    def event_as_of_s(self, event_time_ms: int, received_s: float) -> float:
-        """Return the same for an event time that came at `received_s`."""
+    def as_of_s(self, event_time_ms: int, received_s: float) -> float:
+        """Return the steady time of an event at Binance; that of its arrival where it cannot be told."""
         offset_s = self.offset_s
         return received_s if offset_s is None else min(received_s, event_time_ms / 1000 - offset_s)
 

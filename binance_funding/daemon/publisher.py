@@ -57,7 +57,7 @@ class Renderer:
             self._wall_minus_steady_s, self._offset_s = wall_minus_steady_s, offset_s
             self._annotations = annotations
             self._members.clear()
-        wall_s, as_of_s = self._wall_minus_steady_s, self._exchange_clock.event_as_of_s
+        wall_s, as_of_s = self._wall_minus_steady_s, self._exchange_clock.as_of_s
         texts = []
         for rate in rates:
             member = self._members.get(rate[0]) or self._new_member(rate[0])

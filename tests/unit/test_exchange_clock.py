@@ -84,7 +84,7 @@ class Host:
     def age_s(self, lag_s: float) -> float:
         """Return how old a row is found to be that comes now and was true so long ago."""
         row = rate(event_time_ms=self.binance_ms(-lag_s), received_s=self.time.steady_s)
-        return self.time.steady_s - self.clock.as_of_s(row)
+        return self.time.steady_s - self.clock.as_of_s(row.event_time_ms, row.received_s)
 
 
 @dataclass
@@ -338,7 +338,7 @@ def test_a_record_is_never_younger_than_its_arrival() -> None:
     host = Host()
     host.answer()
     row = rate(event_time_ms=host.binance_ms(5), received_s=host.time.steady_s)
-    assert host.clock.as_of_s(row) == host.time.steady_s
+    assert host.clock.as_of_s(row.event_time_ms, row.received_s) == host.time.steady_s
 
 
 @pytest.mark.parametrize("wall_error_s", [0.0, 9.0, -9.0, DAY_S])

@@ -153,7 +153,7 @@ def test_two_connections_at_once_decode_each_message_once(desk: Desk) -> None:
 
 def as_of_s(desk: Desk, record: FundingRate) -> float:
     """Return when the record was true, as far as is known now."""
-    return desk.context.exchange_clock.as_of_s(record)
+    return desk.context.exchange_clock.as_of_s(record.event_time_ms, record.received_s)
 
 
 lags = st.sampled_from([-23 * HOUR_S, -600.0, -3.0, 0.0, 0.2, 3.0, 14.0, 40.0, 300.0, HOUR_S])

@@ -49,8 +49,10 @@ class StartingDaemon:
 
     def ages_s(self) -> dict[str, float]:
         """Return the age of each record."""
-        as_of_s = self.context.exchange_clock.as_of_s
-        return {rate.symbol: round(self.time.steady_s - as_of_s(rate), 3) for rate in self.book.rates()}
+        rates = self.book.rates()
+        times_s = self.context.exchange_clock.all_as_of_s(rates)
+        ages_s = [round(self.time.steady_s - time_s, 3) for time_s in times_s]
+        return dict(zip([rate.symbol for rate in rates], ages_s, strict=True))
 
     def gaps(self) -> list[tuple[float, str]]:
         """Return seconds and cause of the gaps known."""
