@@ -96,21 +96,11 @@ def decode_stream(payload: bytes, received_s: float) -> Decoded:
 
     Raises MalformedMessage if it is not UTF-8, not JSON, or neither rows nor an event.
     """
-
-    def convert_at_once(parsed: dict[str, Any]) -> Any:
-        # While the row is in the CPU's cache: thousands of them, parsed first and converted after, would not fit.
-        if "data" in parsed:
-            return parsed  # the envelope, whatever else it may carry
-        try:
-            return _from_stream_row(parsed, received_s) or _LEFT_OUT
-        except _ROW_FAULTS:
-            return parsed  # a malformed row, which is judged below
-
-    message = _parse(payload, json.JSONDecoder(object_hook=convert_at_once, parse_constant=refuse_constant))
+    message = _parse(payload)
     if isinstance(message, dict):
         # Without envelope a single event is a row itself; whether it is a mark price is judged like that of any row.
         message = message.get("data", [message] if "e" in message else None)
-    if isinstance(message, (dict, FundingRate)):
+    if isinstance(message, dict):
         message = [message]
     if not isinstance(message, list):
         raise MalformedMessage(f"no rows in {_quote(payload)}")
@@ -153,11 +143,11 @@ def decode_server_time(body: bytes) -> float:
 _json = json.JSONDecoder(parse_constant=refuse_constant)
 
 
-def _parse(payload: bytes, decoder: json.JSONDecoder = _json) -> Any:
+def _parse(payload: bytes) -> Any:
     if payload.count(b"{") + payload.count(b"[") > _MOST_OBJECTS:
         raise MalformedMessage(f"more than {_MOST_OBJECTS} objects in {_quote(payload)}")
     try:
-        return decoder.decode(payload.decode("utf-8"))
+        return _json.decode(payload.decode("utf-8"))
     except (ValueError, RecursionError) as fault:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise MalformedMessage(f"not valid JSON ({fault}) in {_quote(payload)}") from fault
 
@@ -181,7 +171,6 @@ def _explain(fault: Exception, row: Any) -> str:
 _Row = Any  # as parsed: whether it is even an object is for the conversion to find out
 _Convert = Callable[[_Row, float], FundingRate | None]
 _ROW_FAULTS = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
-_LEFT_OUT = {"e": "left out on purpose"}
 
 
 def _decode_rows(rows: list[_Row], convert: _Convert, received_s: float) -> Decoded:
@@ -189,7 +178,7 @@ def _decode_rows(rows: list[_Row], convert: _Convert, received_s: float) -> Deco
     rejected, first_fault = 0, ""
     for row in rows:
         try:
-            rate = row if type(row) is FundingRate else convert(row, received_s)
+            rate = convert(row, received_s)
         except _ROW_FAULTS as fault:
             rejected += 1
             first_fault = first_fault or _explain(fault, row)
