@@ -292,7 +292,7 @@ class StreamPool:
         if connection.first_data_s is None and connection.url == self._settings.binance_ws_urls[slot.url_index]:
             slot.url_index = self._next_url_index(slot.url_index, elsewhere=ending.unreachable)
         wait_s = max(self._retry_at_s(slot), self._paused_until_s) - now_s
-        slot.replace_at_s = now_s + wait_s
+        slot.replace_at_s = now_s + wait_s  # where what failed was to replace one that is still live
         facts: dict[str, Any] = {"conn": slot.number, "retry_in_s": wait_s, "live": len(self.live())}
         if was_live:
             self._count_loss(slot, ending, age_s=lived_s, **facts, url=connection.url)
