@@ -76,7 +76,7 @@ class Listing:
         return self._bodies[key]
 
     def _render(self, symbols: Symbols, since: int) -> bytes:
-        names = self._entries if symbols is None else map(self._by_upper_case.get, symbols)
+        names = self._entries if symbols is None else map(self._by_upper_case.get, sorted(symbols))
         changed = [(name, self._entries[name]) for name in names if name and self._entries[name].edition > since]
         if since and not changed:
             return b""

@@ -97,8 +97,11 @@ class View:
         if self._live and not status["fallback_active"]:
             short = f"{self._live} of {self._wanted} stream connections"
             return ("degraded", short) if self._live < self._wanted else ("healthy", None)
-        missing = f"{status['symbols_behind'] or 0} of {len(self.market)}"
-        what = f"{missing} symbols have nothing current from the stream" if self._live else "no stream connection"
+        what = f"{status['symbols_behind']} of {len(self.market)} symbols have nothing current from the stream"
+        if not self._live:
+            what = "no stream connection"
+        elif not status["symbols_behind"]:
+            what = "the stream is current again, but not yet for long"
         lag = f", the stream lags {lag_s:.0f} s behind Binance's clock" if lag_s > _LAG_NAMED_S else ""
         source = f"newest data {self.age_s(self.newest_update_s or 0.0, now):.0f} s old"
         if status["symbols_from_rest"] and not status["rest"]["trouble"]:
