@@ -24,11 +24,11 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         yield host
 
 
-def answered(host: Host, question: str, path: str) -> tuple[str, Any]:
+def answered(host: Host, question: str, path: str, symbol: str = "BTCUSDT") -> tuple[str, Any]:
     """Return what is printed below a question, and what a path said before and after that."""
 
     def unchanged() -> tuple[str, Any] | None:
-        before, answer, after = _without_age(host, path), host.ask(question), _without_age(host, path)
+        before, answer, after = _without_age(host, path), host.ask(question, symbol), _without_age(host, path)
         assert (answer.returncode, answer.stderr) == (0, "")
         return (answer.stdout, before) if before == after else None
 
@@ -75,7 +75,11 @@ class TestQuestions:
 
     def test_what_a_position_pays(self, host: Host) -> None:
         """The fee of 10,000 USDT at the next funding, and a day's at the same rate."""
-        printed, record = answered(host, "How much does a long position of 10,000 USDT pay?", "/funding/BTCUSDT")
+        symbol = next(
+            one for one in sorted(host.exchange.market.symbols) if host.exchange.market.funding_interval_h(one) == 1
+        )
+        question = "How much does a long position of 10,000 USDT pay?"
+        printed, record = answered(host, question, f"/funding/{symbol}", symbol)
         fee, day = map(float, re.findall(r"(\S+) USDT", printed))
         assert fee == pytest.approx(10_000 * record["fundingRate"], abs=0.0001)
         assert day == pytest.approx(10_000 * record["fundingRate"] * 24 / record["fundingIntervalHours"], abs=0.0001)

@@ -105,10 +105,10 @@ class Host(NamedTuple):
     server: Server
     addresses: dict[str, str]
 
-    def ask(self, question: str) -> subprocess.CompletedProcess[str]:
-        """Run the command that answers a question."""
+    def ask(self, question: str, symbol: str = "BTCUSDT") -> subprocess.CompletedProcess[str]:
+        """Run the command that answers a question, of a symbol where it is about one."""
         require("bash", "curl", "jq")
-        command = replaced(questions()[question], self.addresses)
+        command = replaced(questions()[question], {**self.addresses, "BTCUSDT": symbol})
         return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE_S)
 
 
