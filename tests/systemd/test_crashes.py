@@ -52,6 +52,8 @@ def test_one_name_controls_both_while_a_crashed_daemon_waits(service: Service, v
     service.wait_until_healthy()
     server = service.pid(SERVER)
     service.signal("KILL")
+    eventually(lambda: service.pid(DAEMON) == 0, "its end")
+    time.sleep(0.3)  # amid the second: at any other time, too, both must follow
     service.systemctl(verb)
     if verb == "stop":
         assert (service.pid(DAEMON), service.pid(SERVER)) == (0, 0)
