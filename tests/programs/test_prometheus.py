@@ -89,6 +89,13 @@ def test_every_metric_named_is_one_that_the_server_has(path: Path) -> None:
     assert len(named) > 20 or path.parent != FOLDER
 
 
+def test_every_metric_of_the_server_itself_is_documented() -> None:
+    """Those of the state file are in the tables of docs/state-file.md, which are made from the schema."""
+    table = (FOLDER / "README.md").read_text(encoding="utf-8").partition("## The server's own metrics")[2]
+    for name in re.findall(r"(?m)^# TYPE (\S+)", own_metrics()):
+        assert re.search(rf"`{name}[`{{]", table), name
+
+
 def alert_names() -> list[str]:
     """Return the names of all alerts."""
     return re.findall(r"- alert: (\w+)", ALERTS.read_text(encoding="utf-8"))
