@@ -195,3 +195,15 @@ def test_a_new_symbol_comes_and_a_symbol_that_left_goes(page: Browser, folder: P
     page.wait("rows.has('NEWUSDT') && !rows.has('ETHUSDT')", "the change")
     page.wait_for_rows(48)
     assert set(page.column()) == {*records, "NEWUSDT"} - {"ETHUSDT"}
+
+
+def test_a_symbol_that_left_while_the_server_was_away_goes(browser: Browser, tmp_path: Path) -> None:
+    """The first thing that a server which is back says is all that there is."""
+    write(tmp_path, {"BTCUSDT": aged(0.5), "ETHUSDT": aged(0.5)})
+    with serve(tmp_path) as server:
+        browser.open(server)
+        browser.wait_for_rows(2)
+    write(tmp_path, {"BTCUSDT": aged(0.5)})
+    with serve(tmp_path, API_PORT=server.port):
+        browser.wait_for_rows(1)
+        assert browser.column() == ["BTCUSDT"]

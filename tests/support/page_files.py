@@ -69,6 +69,6 @@ def quarter(start_s: int, **counts: float) -> dict[str, float]:
     return {"start": start_s, **good, **counts}
 
 
-def serve(folder: Path) -> Server:
+def serve(folder: Path, **settings: Any) -> Server:
     """Return a server over the folder's file, which nobody writes again."""
-    return Server(folder, **PATIENT)
+    return Server(folder, **{**PATIENT, **settings})
