@@ -144,7 +144,7 @@ def test_a_page_instead_of_rest_fails(exchange: Exchange, tmp_path: Path) -> Non
     """A login page on the way answers 200."""
     exchange.rest_html()
     report = check_host(exchange, tmp_path)
-    assert report.failure.startswith(f"FAIL REST: {exchange.rest_url}: invalid JSON")
+    assert report.failure.startswith(f"FAIL REST: {exchange.rest_url}: not valid JSON")
     assert "login page" in report.failure
 
 

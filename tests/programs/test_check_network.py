@@ -47,7 +47,7 @@ def test_a_proxy_that_wants_a_password_says_so(exchange: Exchange, tmp_path: Pat
         variable = {"http_proxy": f"http://me:secret@127.0.0.1:{proxy.port}"}
         report = check_host(exchange, tmp_path, BINANCE_WS_URLS=BEHIND_PROXY, **variable)
         assert report.failure.startswith(f"FAIL proxy: 127.0.0.1:{proxy.port}: ")
-    assert "'HTTP/1.1 407 Proxy Authentication Required'" in report.failure
+    assert "answers CONNECT with 407 Proxy Authentication Required" in report.failure
     assert report.failure.endswith("http_proxy=http://USER:PASSWORD@HOST:PORT")
     assert not any("secret" in line for line in report.lines)
 
