@@ -20,7 +20,7 @@ def test_no_warning_in_a_quiet_run(service: Service) -> None:
 
 
 def test_warnings_of_a_rough_run_are_its_losses(service: Service) -> None:
-    """`journalctl -p warning` holds one line for each lost connection and nothing else."""
+    """`journalctl -p warning` holds one line for each lost connection, and whether REST had to stand in meanwhile."""
     service.systemctl("start")
     service.wait_until_healthy()
 
@@ -31,7 +31,8 @@ def test_warnings_of_a_rough_run_are_its_losses(service: Service) -> None:
     service.exchange.reset()
     eventually(lambda: connected() == 4, "two new ones")
     service.systemctl("stop")
-    warnings = service.journal(DAEMON, "-p", "warning")
+    # Both are lost at once: whether a look at the market falls between loss and return is chance.
+    warnings = [line for line in service.journal(DAEMON, "-p", "warning") if not line.startswith("fallback on ")]
     assert all(line.startswith("lost ") and 'cause="connection reset by peer"' in line for line in warnings), warnings
     assert {found for line in warnings for found in re.findall(r" conn=(\d+) ", line)} == {"1", "2"}
     assert len(warnings) == 2
