@@ -35,14 +35,13 @@ check: $(VENV)/test.stamp ## lint, types, unit and simulated tests: under a minu
 	$(BIN)/vermin --quiet --no-tips --target=3.10- --violations $(PROGRAMS) binance_funding packaging
 	$(PYTEST) -n 2 tests/unit tests/simulated
 
-# Most tests with real programs wait rather than work, so more of them run at once than there are cores. Those that put
-# the machine under load, and those that boot a systemd, have it to themselves.
+# Most tests with real programs, a browser or a booted systemd wait rather than work, so more of them run at once than
+# there are cores, the machine with systemd beside the others. Those that put the machine under load have it to themselves.
 test: check ## everything: check, then the tests with real programs, a browser and a booted systemd
-	$(PYTEST) -n 4 --dist loadfile -m "not alone" tests/programs
-	$(PYTEST) -m alone tests/programs
-	$(PYTEST) -n 4 --dist loadfile -m "not alone" tests/browser
-	$(PYTEST) -m alone tests/browser
-	$(PYTEST) tests/systemd
+	@$(PYTEST) tests/systemd >$(VENV)/systemd.log 2>&1 & systemd=$$!; \
+	$(PYTEST) -n 4 --dist loadfile -m "not alone" tests/programs tests/browser; others=$$?; \
+	wait $$systemd; systemd=$$?; cat $(VENV)/systemd.log; test $$others = 0 && test $$systemd = 0
+	$(PYTEST) -m alone tests/programs tests/browser
 
 test-all: ## check with every Python from 3.10 on that is found in PATH or installed by pyenv
 	@set -e; pythons=$$($(PYTHON) tests/support/pythons.py); \
