@@ -118,6 +118,31 @@ def test_another_port_is_listened_on_from_the_next_start_and_the_one_before_is_f
         assert client.get().status == 200
 
 
+def test_a_stored_socket_that_no_longer_listens_is_replaced(manager: Manager) -> None:
+    """A process shuts it down when API_PORT was changed; that may be undone before another port was to be had."""
+    port = free_port()
+    with manager.server(port):
+        assert manager.kept is not None
+    manager.kept.shutdown(socket.SHUT_RDWR)
+    with manager.server(port) as process:
+        with Client(("127.0.0.1", port)) as client:
+            assert client.get().status == 200
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+    with manager.server(port), Client(("127.0.0.1", port)) as client:
+        assert client.get().status == 200
+
+
+def test_what_is_passed_and_does_not_listen_is_left_alone(manager: Manager) -> None:
+    """Whoever starts the server may pass anything, be it a socket with the right address or no socket at all."""
+    port = free_port()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(("127.0.0.1", port))
+        manager.kept = datagrams.dup()
+        with manager.server(port), Client(("127.0.0.1", port)) as client:
+            assert client.get().status == 200
+
+
 def test_another_host_is_listened_on_from_the_next_start(manager: Manager) -> None:
     """With the same port: neither socket is in the other one's way, so nothing has to be waited for."""
     port = free_port()
