@@ -61,8 +61,9 @@ def test_damaged_state_file_is_replaced_by_the_next_write(exchange: Exchange, tm
         elif damage == "junk":
             path.write_bytes(b"\xff\x00junk")
         else:
-            path.unlink()
-            path.symlink_to("/nowhere")
+            link = tmp_path / "link"
+            link.symlink_to("/nowhere")
+            link.replace(path)
         recovers(daemon)
         logs_calmly(daemon)
 
