@@ -279,6 +279,7 @@ class HttpServer:
             if answers.events is not None:
                 client.events, client.unanswered = answers.events, b""
                 client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.limits.push_buffer_bytes)
+                client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self.limits.write_s * 1000))
                 self._push(client)
                 return
         if not client.unanswered:

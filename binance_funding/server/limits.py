@@ -12,7 +12,10 @@ class Limits:
     request_s: float = 10.0
     """From the first byte of a request to its last."""
     write_s: float = 30.0
-    """For a client to take the answers to what it asked at once."""
+    """For a client to take the answers to what it asked at once, for a subscriber to take or acknowledge anything.
+
+    From a host that has vanished nothing comes, and a few records at a time never fill what the kernel keeps.
+    """
     push_every_s: float = 0.05
     """Between two looks whether there is something for the subscribers."""
     push_buffer_bytes: int = 64 << 10

@@ -1,8 +1,12 @@
 """The HTTP server over real sockets: every wait has an end, every number a limit, and who waits longest gives way."""
 
 import contextlib
+import ctypes
+import itertools
 import json
 import select
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -10,12 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from binance_funding.server.http_message import Response
 from binance_funding.server.limits import Limits
 from tests.support.clock import SimulatedClock
 from tests.support.http_client import GET, HALF_A_REQUEST, Client, assert_gone, assert_refused, by_path, echo, running
 from tests.support.waiting import PATIENCE_S, eventually
 
 FOREVER_S = 1e6
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+_DROP_ALL = struct.pack("HBBI", 6, 0, 0, 0)  # BPF_RET | BPF_K: man bpf(2)
 
 
 def test_an_idle_connection_is_closed_silently() -> None:
@@ -96,6 +103,31 @@ def test_a_client_that_does_not_take_its_answer_is_reset() -> None:
         eventually(is_reset, "a slow reader is reset")
         with pytest.raises(ConnectionResetError):
             client.rest()
+
+
+def test_a_subscriber_whose_host_has_vanished_is_missed() -> None:
+    """Nothing comes from it, no acknowledgement either, while the kernel has room for all that is sent to it."""
+    limits = Limits(write_s=0.5)
+    with (
+        running(
+            lambda _: Response(200, b"", events=itertools.repeat([b"."])), limits=limits, max_connections=2
+        ) as server,
+        Client(server.address) as client,
+    ):
+
+        def is_place_free() -> bool:
+            with Client(server.address) as other:
+                other.send(GET)
+                return other.sock.recv(1000).startswith(b"HTTP/1.1 200 ")
+
+        client.send(GET)
+        client.sock.recv(1000)
+        time.sleep(1)
+        assert not is_place_free()
+        program = ctypes.create_string_buffer(_DROP_ALL)
+        drop_all = struct.pack("HL", 1, ctypes.addressof(program))
+        client.sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, drop_all)
+        eventually(is_place_free, "it is no subscriber any more")
 
 
 def test_a_client_that_vanishes_ends_only_its_own_connection(caplog: pytest.LogCaptureFixture) -> None:
