@@ -109,9 +109,17 @@ def test_a_narrow_table_scrolls_within_its_frame(page: Browser) -> None:
     assert page.run("return document.querySelector('tbody th').getBoundingClientRect().left") >= 0
 
 
-def test_on_a_wide_screen_all_columns_are_in_sight(page: Browser) -> None:
-    """And the head of the table stays below the banner when the rest is scrolled."""
+@pytest.mark.parametrize("size", [(1024, 900), (1100, 900), WIDE], ids=["1024", "1100", "wide"])
+def test_on_a_wide_screen_all_columns_are_in_sight(page: Browser, size: tuple[int, int]) -> None:
+    """Nothing in them is cut off, and their head stays below the banner when the rest is scrolled."""
+    page.resize(*size)
+    page.wait(f"innerWidth === {size[0]}", "the new width")
     assert page.run("return table.scrollWidth <= table.clientWidth")
+    cut = page.run(
+        "return [...table.querySelectorAll('th, td')].filter(one => one.scrollWidth > one.clientWidth)"
+        ".map(one => one.textContent)"
+    )
+    assert [text for text in cut if not text.startswith("<img")] == []  # no symbol that there is
     page.run("scrollTo(0, document.body.scrollHeight)")
     edges = "[banner.getBoundingClientRect().bottom, columns.getBoundingClientRect().top]"
     page.wait(f"scrollY > 0 && Math.abs({edges}[0] - {edges}[1]) < 2", "the head stands below the banner")
