@@ -25,8 +25,8 @@ class Push:
     def update(self, updated_at: float, health: Mapping[str, Any]) -> None:
         """Take over when the file was written, 0 where there is none, and what the health answer says."""
         self._id = f"id: {updated_at}\n" if updated_at else ""
-        # Ages change all the time: what matters is what is wrong, not for how long.
-        self._status_key = health["status"] + re.sub("[0-9]+", "", health["error"] or "")
+        # Ages and counts of symbols change all the time: what matters is what is wrong, not for how long.
+        self._status_key = health["status"] + re.sub(r"[0-9.]+ (s\b|of [0-9]+ symbols)", "", health["error"] or "")
         self._status = dump(health).encode()
 
     def follow(self, symbols: Symbols) -> Iterator[list[bytes]]:

@@ -212,6 +212,16 @@ def test_a_status_comes_when_it_changes_and_not_while_it_lasts(server: ApiOverFi
     assert subscriber.follower.status["status"] == "healthy"
 
 
+def test_a_status_comes_when_another_number_in_it_says_that_something_else_is_wrong(server: ApiOverFile) -> None:
+    """HTTP 403 is not HTTP 451, nor is one connection of three two of them."""
+    subscriber = Subscriber(server, None)
+    for number, code, live in ((1, 403, 0), (2, 451, 0), (3, 451, 1), (4, 451, 2)):
+        trouble = status(connections=live, connections_wanted=3, last_error=f"refused (HTTP {code})")
+        server.put(state(connection_status=trouble, updated_at=WALL_S + number))
+        subscriber.look()
+        assert subscriber.follower.status["error"] == server.health("degraded")["error"]
+
+
 def test_a_symbol_may_be_asked_for_before_it_is_listed(server: ApiOverFile) -> None:
     """In any case and percent-encoded; it is in an update when it comes."""
     response = server.get("/funding/stream", "symbols=%E5%B8%81%E5%AE%89%E4%BA%BA%E7%94%9Fusdt,btcUSDT")
