@@ -50,7 +50,7 @@ _ENDPOINTS = {
 }
 _PARAMETERS = {"/funding/batch": ("symbols", "sort", "limit"), "/funding/stream": ("symbols",)}
 # What is answered where there is no usable file, too.
-_WITHOUT_FILE = ("/", "/funding/health", "/funding/stream")
+_WITHOUT_FILE = ("/", "/funding/batch", "/funding/health", "/funding/stream")
 
 
 def _camel_case(name: str) -> str:
@@ -140,7 +140,7 @@ class Api:
         try:
             asked = read_parameters(request.query, _PARAMETERS.get(name, ()))
             if self._reader.state is None and name not in _WITHOUT_FILE:
-                return _unavailable({"error": f"no data: {self._reader.error}"})
+                return _unavailable({"error": f"no data yet: {self._reader.error}"})
             return route(_Call(request, asked, self._current_view(), self._clock.now()))
         except InvalidParameter as error:
             return error_response(400, str(error))
@@ -182,17 +182,16 @@ class Api:
         named, sort, limit = call.asked
         if named is None and not sort:
             raise InvalidParameter("'symbols' or 'sort' is missing, e.g. /funding/batch?symbols=BTCUSDT,ETHUSDT")
-        symbols = call.view.records if named is None else named
-        data = [self._record(symbol, call.view, call.now) for symbol in symbols]
+        data = [self._record(symbol, call.view, call.now) for symbol in named or call.view.records]
         fresh, others = [r for r in data if "error" not in r], [r for r in data if "error" in r]
         stale = sum("stale" in record for record in others)
         if sort:
-            field = sort.removeprefix("-")
             # What is stale or missing is behind, whatever its value: who takes the first one trades on it.
-            data = sorted(fresh, key=lambda record: record[field], reverse=sort != field) + others
+            data = sorted(fresh, key=lambda one: one[sort.removeprefix("-")], reverse=sort.startswith("-")) + others
         counts = {"found": len(fresh), "missing": len(others) - stale, "stale": stale, "total": len(data)}
+        error = self._reader.error or ("nothing asked for is fresh" if call.view.records else "no data yet")
         content = {"data": data[:limit], **counts}
-        return _json(200, content, _CACHEABLE) if fresh else _unavailable(content)
+        return _json(200, content, _CACHEABLE) if fresh else _unavailable({"error": error, **content})
 
     def _all(self, call: _Call) -> Response:
         view = call.view
@@ -212,8 +211,7 @@ class Api:
 
     def _stream(self, call: _Call) -> Response:
         named = call.asked.symbols
-        events = self._push.follow(None if named is None else frozenset(named))
-        return Response(200, b"", _EVENT_STREAM, events)
+        return Response(200, b"", _EVENT_STREAM, self._push.follow(frozenset(named) if named else None))
 
     def _refresh_push(self) -> None:
         if self._pushed_version != self._version():

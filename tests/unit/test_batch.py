@@ -67,6 +67,7 @@ def test_a_batch_with_nothing_fresh_is_503(server: ApiOverFile, query: str) -> N
     """A bot that looks at the status alone must not trade on it; what was last known is in the body all the same."""
     answer = server.json("/funding/batch", query, status=503)
     assert (answer["found"], answer["missing"] + answer["stale"]) == (0, answer["total"])
+    assert answer["error"] == "nothing asked for is fresh"
     assert all(row["error"] for row in answer["data"])
 
 
@@ -74,9 +75,12 @@ def test_a_batch_with_nothing_fresh_is_503(server: ApiOverFile, query: str) -> N
 def test_before_the_first_data_no_symbol_is_unknown(server: ApiOverFile, query: str) -> None:
     """A bot that starts first would drop its whole universe."""
     server.put(state({}))
-    answer = server.json("/funding/batch", query, status=503)
-    assert {row["error"] for row in answer["data"]} <= {"no data yet"}
-    assert (answer["found"], answer["missing"]) == (0, len(answer["data"]))
+    for why in ("no data yet", "no such file"):
+        answer = server.json("/funding/batch", query, status=503)
+        assert why in answer["error"]
+        assert {row["error"] for row in answer["data"]} <= {"no data yet"}
+        assert (answer["found"], answer["missing"]) == (0, len(answer["data"]))
+        server.path.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -157,4 +161,6 @@ def test_every_field_of_the_answer_can_be_sorted_by(server: ApiOverFile, field: 
 )
 def test_a_bad_parameter_is_400_and_names_what_is_allowed(server: ApiOverFile, query: str, error: str) -> None:
     """Never is something else answered than what was asked for."""
+    assert server.json("/funding/batch", query, status=400)["error"].startswith(error)
+    server.path.unlink()
     assert server.json("/funding/batch", query, status=400)["error"].startswith(error)
