@@ -77,7 +77,7 @@ class _Body:
 
     def as_accepted(self, request: Request) -> tuple[bytes, tuple[tuple[str, str], ...]]:
         """Return the body as the client accepts it, and the header that says so."""
-        if _accepts_gzip(request.headers.get("accept-encoding", "")):
+        if _accepts(request.headers.get("accept-encoding", ""), "gzip", "x-gzip", "*"):
             return self._compressed, (("Content-Encoding", "gzip"),)
         return self.content, ()
 
@@ -157,7 +157,7 @@ class Api:
         return self._view
 
     def _root(self, call: _Call) -> Response:
-        if "text/html" in call.request.headers.get("accept", ""):
+        if _accepts(call.request.headers.get("accept", ""), "text/html"):
             return _conditional(call.request, _PAGE, page.HEADERS)
         return _json(200, {"name": "binance-funding", "version": __version__, "endpoints": _ENDPOINTS}, page.VARY)
 
@@ -286,14 +286,14 @@ def _conditional(request: Request, body: _Body, headers: tuple[tuple[str, str], 
     return Response(200, content, (*headers, *encoding))
 
 
-def _accepts_gzip(accept_encoding: str) -> bool:
-    """Read Accept-Encoding. Source: RFC 9110, section 12.5.3."""
+def _accepts(header: str, *names: str) -> bool:
+    """Read Accept or Accept-Encoding: whether the first of these names that it has is wanted. RFC 9110, 12.5."""
     weights: dict[str, float] = {}
-    for item in accept_encoding.lower().split(","):
-        coding, _, weight = item.partition(";")
+    for item in header.lower().split(","):
+        name, _, weight = item.partition(";")
         quality = re.fullmatch(r"\s*q=([01](?:\.[0-9]{0,3})?)\s*", weight)
-        weights[coding.strip()] = float(quality[1]) if quality else 1.0
-    return weights.get("gzip", weights.get("x-gzip", weights.get("*", 0.0))) > 0
+        weights[name.strip()] = float(quality[1]) if quality else 1.0
+    return next((weights[name] for name in names if name in weights), 0.0) > 0
 
 
 def _matches(if_none_match: str, etag: str) -> bool:

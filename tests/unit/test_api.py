@@ -246,6 +246,26 @@ def test_another_tag_is_answered_in_full(server: ApiOverFile, tag: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("accept", "is_page"),
+    [
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", True),
+        ("TEXT/HTML; q=0.1", True),
+        ("application/json, text/html;level=1", True),
+        ("", False),
+        ("*/*", False),
+        ("text/html;q=0", False),
+        ("application/json, text/html; q=0.0", False),
+        ("text/htmlx", False),
+    ],
+)
+def test_the_page_is_for_who_accepts_html(server: ApiOverFile, accept: str, is_page: bool) -> None:
+    """By that name: curl accepts anything, and gets JSON."""
+    headers = dict(server.get("/", accept=accept).headers)
+    assert headers["Content-Type"].startswith("text/html" if is_page else "application/json")
+    assert headers["Vary"] == "Accept, Accept-Encoding"
+
+
+@pytest.mark.parametrize(
     ("accept", "zipped"),
     [
         ("gzip", True),
