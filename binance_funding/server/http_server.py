@@ -75,7 +75,7 @@ class HttpServer:
         self.address: tuple[str, int] = self.listener.getsockname()[:2]
         self.listener.setblocking(False)
         self._throttle = LogThrottle(_log, self.steady_s, first_wait_s=10.0)
-        of_caller = self.handler, self.cache_version, max(1, self.max_connections // 2), self.wall_s, self.limits
+        of_caller = self.handler, self.cache_version, self.max_connections // 2, self.wall_s, self.limits
         self._responder = Responder(*of_caller, self._throttle, self.meter)
         self._now_s = self._due_s = self.steady_s()
         self._accept_due_s = math.inf

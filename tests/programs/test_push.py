@@ -1,5 +1,6 @@
 """Push over real sockets: what subscribers get from the real server, and what they may not cost the others."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -129,6 +130,21 @@ def test_half_of_the_connections_may_subscribe(tmp_path: Path) -> None:
         eventually(lambda: Subscriber.is_served(server.port), "room for another subscriber")
         for sock in [one.sock for one in idle] + [one.sock for one in subscribers]:
             sock.close()
+
+
+@pytest.mark.parametrize("connections", [1, 2, 3])
+def test_where_few_may_connect_no_more_than_half_subscribe(tmp_path: Path, connections: int) -> None:
+    """Where it is one, a subscriber would keep everybody from asking even for health, for as long as it likes."""
+    write(tmp_path, market())
+    with (
+        Server(tmp_path, STATE_FILE="state.json", API_MAX_CONNECTIONS=connections, HEARTBEAT_SECONDS=30) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(connections // 2):
+            subscriber = stack.enter_context(Subscriber(server.port))
+            subscriber.wait(partial(has_data, subscriber), "the snapshot")
+        assert not Subscriber.is_served(server.port)
+        assert server.get("/funding/health")[0] == 200
 
 
 def test_sigterm_ends_subscribers_at_once(server: Server) -> None:
