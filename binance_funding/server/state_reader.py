@@ -10,7 +10,7 @@ class StateReader:
     """What the file holds now. For one thread."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path = os.path.abspath(path)  # what is said of it is read in other folders, too
         self._seen: tuple[int, ...] | None = None
         self.state: dict[str, Any] | None = None
         """What the file holds, completed as the schema says; None where there is no usable file."""
