@@ -1,7 +1,6 @@
 """What a program needs to live under systemd: notification, signals, patience, and threads that cannot die unseen."""
 
 import argparse
-import contextlib
 import logging
 import os
 import queue
@@ -64,16 +63,11 @@ def store_socket(sock: socket.socket) -> None:
 def take_stored_socket() -> socket.socket | None:
     """Return the socket that the process before gave to store_socket, None without one or when called again.
 
-    None too for one that does not listen, as its last owner shut it down and could not replace it before it ended.
     Source: man sd_listen_fds(3).
     """
     if os.environ.pop("LISTEN_PID", None) != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
         return None
-    with contextlib.suppress(OSError):  # it is no socket
-        stored = socket.socket(fileno=_FIRST_STORED_FD)
-        if stored.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            return stored
-    return None
+    return socket.socket(fileno=_FIRST_STORED_FD)
 
 
 def watchdog_interval_s() -> float | None:

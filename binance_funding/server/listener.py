@@ -22,6 +22,8 @@ def listen(host: str, port: int) -> socket.socket:
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     stored = take_stored_socket()
     if stored is not None:
+        # It listens, unless the process before has shut it down, and ended before it had another to store.
+        stored.listen(_BACKLOG)
         if (stored.family, stored.getsockname()) == (family, address):
             return stored
         # API_HOST or API_PORT was changed. Closing would free the port only once systemd has closed its duplicate.

@@ -118,7 +118,7 @@ def test_another_port_is_listened_on_from_the_next_start_and_the_one_before_is_f
         assert client.get().status == 200
 
 
-def test_a_stored_socket_that_no_longer_listens_is_replaced(manager: Manager) -> None:
+def test_a_stored_socket_that_no_longer_listens_does_so_again(manager: Manager) -> None:
     """A process shuts it down when API_PORT was changed; that may be undone before another port was to be had."""
     port = free_port()
     with manager.server(port):
@@ -129,7 +129,9 @@ def test_a_stored_socket_that_no_longer_listens_is_replaced(manager: Manager) ->
             assert client.get().status == 200
         process.terminate()
         assert process.wait(PATIENCE_S) == 0
-    with manager.server(port), Client(("127.0.0.1", port)) as client:
+    manager.kept.shutdown(socket.SHUT_RDWR)
+    other = free_port()
+    with manager.server(other), Client(("127.0.0.1", other)) as client:
         assert client.get().status == 200
 
 
