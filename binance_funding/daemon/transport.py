@@ -87,7 +87,7 @@ def _proxy(name: str, value: str) -> Proxy:
         host = None
     if not host or parts.scheme != "http":
         # The value is not quoted: it may hold a password.
-        raise SettingsError(f"{name} is not allowed: an HTTP proxy, as http://HOST:PORT or HOST:PORT (no SOCKS)")
+        raise SettingsError(f"{name} is not allowed: it must be an HTTP proxy, as http://HOST:PORT (no SOCKS)")
     if parts.username is None:
         return Proxy(host, port, "", name)
     user = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()

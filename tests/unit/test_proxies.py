@@ -103,7 +103,7 @@ def test_any_other_proxy_is_refused_in_one_line(url: str, value: str) -> None:
     """It names the variable and what is allowed, and gives no password away."""
     with mock.patch.dict(os.environ, {"ALL_PROXY": value}), pytest.raises(SettingsError) as caught:
         check([url])
-    assert str(caught.value).startswith("ALL_PROXY is not allowed: an HTTP proxy")
+    assert str(caught.value).startswith("ALL_PROXY is not allowed: it must be an HTTP proxy")
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
