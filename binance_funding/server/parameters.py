@@ -55,5 +55,5 @@ def _sort(values: list[str] | None) -> str:
 
 def _limit(values: list[str] | None) -> int | None:
     if values and (len(values) > 1 or not re.fullmatch("[1-9][0-9]{0,8}", values[0])):
-        raise InvalidParameter("'limit' is not one number; allowed: whole numbers from 1")
+        raise InvalidParameter("'limit' is not one number above 0; allowed: whole numbers from 1")
     return int(values[0]) if values else None

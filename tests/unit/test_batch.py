@@ -151,12 +151,12 @@ def test_every_field_of_the_answer_can_be_sorted_by(server: ApiOverFile, field: 
         ("sort=--fundingRate", "'sort' is not one field"),
         ("sort=error", "'sort' is not one field"),
         ("sort=symbol&sort=markPrice", "'sort' is not one field"),
-        ("sort=symbol&limit=0", "'limit' is not one number; allowed: whole numbers from 1"),
-        ("sort=symbol&limit=-1", "'limit' is not one number"),
-        ("sort=symbol&limit=1e3", "'limit' is not one number"),
-        ("sort=symbol&limit=", "'limit' is not one number"),
-        ("sort=symbol&limit=\u0661", "'limit' is not one number"),
-        ("sort=symbol&limit=1&limit=2", "'limit' is not one number"),
+        ("sort=symbol&limit=0", "'limit' is not one number above 0; allowed: whole numbers from 1"),
+        ("sort=symbol&limit=-1", "'limit' is not one number above 0"),
+        ("sort=symbol&limit=1e3", "'limit' is not one number above 0"),
+        ("sort=symbol&limit=", "'limit' is not one number above 0"),
+        ("sort=symbol&limit=\u0661", "'limit' is not one number above 0"),
+        ("sort=symbol&limit=1&limit=2", "'limit' is not one number above 0"),
     ],
 )
 def test_a_bad_parameter_is_400_and_names_what_is_allowed(server: ApiOverFile, query: str, error: str) -> None:
