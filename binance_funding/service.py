@@ -90,7 +90,7 @@ def start_program(
     """Parse the command line (--help, --version), set up logging, load the settings and check them further.
 
     Exits with status 78 and one line on stderr where that raises SettingsError. Where `check_host` is given, there is
-    --check: it is called instead of all that would follow, and the program exits with what it returns.
+    --check: it is called instead of all that would follow the loading, and the program exits with what it returns.
     """
     parser = argparse.ArgumentParser(
         description=description, epilog=help_text(kind), formatter_class=argparse.RawDescriptionHelpFormatter
@@ -102,13 +102,16 @@ def start_program(
     log.set_up()
     try:
         settings = load()
+        logging.getLogger().setLevel(settings.log_level)
+        if check_host and arguments.check:
+            raise SystemExit(check_host(settings))
         check(settings)
     except SettingsError as error:
+        if check_host and arguments.check:
+            print(f"FAIL settings: {error}; correct it in the environment or in .env")
+            raise SystemExit(1) from None
         _log.error(str(error))
         raise SystemExit(EX_CONFIG) from None
-    logging.getLogger().setLevel(settings.log_level)
-    if check_host and arguments.check:
-        raise SystemExit(check_host(settings))
     return settings
 
 

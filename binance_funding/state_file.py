@@ -35,6 +35,14 @@ class UnusableState(Exception):
     """The state file is missing, cannot be read, or is not what a daemon writes; the text says which."""
 
 
+def why_not(path: str) -> str:
+    """Return why this cannot be the path of a state file, "" where it can."""
+    path = os.path.realpath(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        return "it is there, and not a regular file"
+    return "" if os.path.isdir(os.path.dirname(path)) else "no such directory"
+
+
 class StateFile:
     """The daemon's side: one writer, which holds a lock for as long as it lives. For one thread."""
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from ..clock import Deadline
 from ..service import Threads
 from ..settings import Settings, sources
-from ..state_file import EMPTY, UnusableState, is_heartbeat_late, read, writer_pid, written_age_s
+from ..state_file import EMPTY, UnusableState, is_heartbeat_late, read, why_not, writer_pid, written_age_s
 from . import rates, transport
 from .book import Book
 from .connection import Connection
@@ -80,7 +80,10 @@ _ADVICE = (
 
 
 def check_host(settings: Settings) -> int:
-    """Check this host and print the lines; return 0, or 1 where a step failed. Blocks for 20 s at most."""
+    """Check this host and print the lines; return 0, or 1 where a step failed. Blocks for 20 s at most.
+
+    Raises SettingsError, before anything is tried.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         return _HostCheck(settings).run()
@@ -147,8 +150,9 @@ class _HostCheck:
         self._printed: set[str] = set()
 
     def run(self) -> int:
-        """Take every step and print the lines in their order; return the exit status."""
+        """Take every step and print the lines in their order; return the exit status. Raises SettingsError."""
         deadline, settings = Deadline(_WITHIN_S), self._settings
+        transport.check([*settings.binance_ws_urls, settings.binance_rest_url])
         given = [f"{name}={text} ({place})" for name, (place, text) in sources().items()]
         self._say("settings", ", ".join([*given, "all others at their defaults" if given else "all at their defaults"]))
         status, file_now_s = self._report_state_file()
@@ -197,6 +201,8 @@ class _HostCheck:
             state, fault = EMPTY, str(error)
         age_s = written_age_s(state, self._clock.now(), self._clock.boot_id)
         try:
+            if why := why_not(path):
+                raise OSError(why)
             pid = writer_pid(path)
             words = f"{path} was written {age_s:.1f} s ago by the running daemon, pid {pid}"
             if pid is None:

@@ -14,7 +14,7 @@ from ..clock import Clock, Moment
 from ..log import EventLogger
 from ..schema import STATUS, declared
 from ..settings import Settings, SettingsError
-from ..state_file import AlreadyRunning, StateFile
+from ..state_file import AlreadyRunning, StateFile, why_not
 from . import transport
 from .book import MOST_SYMBOLS, Book
 from .connection import Connection
@@ -46,11 +46,8 @@ GARBAGE_THRESHOLD = 400_000
 def check(settings: Settings) -> None:
     """Check what only this host can tell. Raises SettingsError."""
     transport.check([*settings.binance_ws_urls, settings.binance_rest_url])
-    path = os.path.realpath(settings.state_file)
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise SettingsError(f"STATE_FILE={settings.state_file} is not allowed: it is there, and not a regular file")
-    if not os.path.isdir(os.path.dirname(path)):
-        raise SettingsError(f"STATE_FILE={settings.state_file} is not allowed: no such directory")
+    if why := why_not(settings.state_file):
+        raise SettingsError(f"STATE_FILE={settings.state_file} is not allowed: {why}")
 
 
 @dataclass

@@ -40,12 +40,32 @@ def test_settings_that_were_given_are_shown_with_their_place(exchange: Exchange,
     assert line.endswith("all others at their defaults")
 
 
-def test_wrong_settings_end_it_with_status_78(exchange: Exchange, tmp_path: Path) -> None:
-    """As at every start: with one line that says what is allowed."""
-    with HostCheck(exchange, tmp_path, STALE_SECONDS="soon") as check:
-        assert check.wait() == 78
-    (line,) = check.log
-    assert "STALE_SECONDS='soon' is not allowed" in line
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"STALE_SECONDS": "soon"}, "STALE_SECONDS='soon' is not allowed"),
+        ({"BINANCE_REST_URL": "https://fapi.binance.com", "https_proxy": "socks5://x:1"}, "https_proxy"),
+    ],
+)
+def test_wrong_settings_fail_at_the_first_step(
+    exchange: Exchange, tmp_path: Path, settings: dict[str, str], fault: str
+) -> None:
+    """With what is allowed; nothing else is tried."""
+    report = check_host(exchange, tmp_path, **settings)
+    assert report.failure.startswith(f"FAIL settings: {fault}")
+    assert report.failure.endswith("; correct it in the environment or in .env")
+    assert len(report.lines) == 1
+
+
+@pytest.mark.parametrize(("path", "why"), [("nowhere/state.json", "no such directory"), (".", "not a regular file")])
+def test_a_place_that_cannot_be_fails_at_the_state_file(
+    exchange: Exchange, tmp_path: Path, path: str, why: str
+) -> None:
+    """The other steps are taken all the same."""
+    report = check_host(exchange, tmp_path, STATE_FILE=tmp_path / path)
+    assert report.failure.startswith(f"FAIL state file: {tmp_path / path} cannot be written: ")
+    assert why in report.failure
+    assert report.of("REST")
 
 
 # State file
@@ -99,6 +119,7 @@ def test_a_daemon_and_a_server_that_run_notice_nothing(exchange: Exchange, tmp_p
     """All is well, both are named, and neither their logs nor their counts show anything of it."""
     with Daemon(exchange, tmp_path) as daemon, Server(tmp_path) as server:
         daemon.wait_for_live()
+        daemon.wait_for_line("connected", count=2)
         logs = daemon.log, server.log
         report = check_host(exchange, tmp_path, API_PORT=server.port)
         assert report.failures == []
