@@ -4,9 +4,7 @@ The tools are Debian's apache2-utils, wrk and nghttp2-client. Where one is missi
 """
 
 import contextlib
-import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from binance_funding.server.http_server import HttpServer
 from binance_funding.server.listener import raise_file_limit
 from tests.support.http_client import Client, by_path, running
 from tests.support.rude_clients import rude_crowd
+from tests.support.tools import find
 
 pytestmark = pytest.mark.alone
 
@@ -38,11 +37,7 @@ def server(caplog: pytest.LogCaptureFixture) -> Iterator[HttpServer]:
 
 def run(package: str, tool: str, *arguments: str) -> str:
     """Run a load tool to its end and return what it says."""
-    if shutil.which(tool) is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{tool} is missing: apt install {package}")
-        pytest.skip(f"{tool} is missing: apt install {package}")
-    done = subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=TOOL_LIMIT_S)
+    done = subprocess.run([find(tool, package), *arguments], capture_output=True, text=True, timeout=TOOL_LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -22,12 +22,12 @@ from tests.support.prometheus import (
     ALERTS_TEST,
     FOLDER,
     documented_config,
-    find,
     own_metrics,
     running,
     served_names,
 )
 from tests.support.samples import record, state, status, view
+from tests.support.tools import find
 from tests.support.waiting import PATIENCE_S, eventually
 
 UNICODE_SYMBOL = "币安人生USDT"
@@ -36,7 +36,7 @@ UNICODE_SYMBOL = "币安人生USDT"
 @pytest.fixture
 def promtool() -> str:
     """Where promtool is."""
-    return find("promtool")
+    return find("promtool", "prometheus")
 
 
 def run(*command: str, stdin: str = "") -> tuple[int, str]:

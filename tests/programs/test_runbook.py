@@ -2,15 +2,13 @@
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
-
-import pytest
 
 from tests.exchange import Exchange
 from tests.support.http_client import Client
 from tests.support.programs import ROOT, Daemon, Server
+from tests.support.tools import find
 from tests.support.waiting import eventually
 
 SECTION = (
@@ -29,10 +27,9 @@ def command(begins: str, server: Server) -> str:
 
 def sh(line: str, *path: Path) -> str:
     """Run a line as cron does; return what it prints. It finds programs in these folders first."""
-    tools = {"curl", "jq", "ss"} & set(re.findall(r"[a-z]+", line))
-    for tool in sorted(tools):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed: apt-get install curl jq iproute2")
+    for tool, package in (("curl", "curl"), ("jq", "jq"), ("ss", "iproute2")):
+        if tool in re.findall(r"[a-z]+", line):
+            find(tool, package)
     environment = {"PATH": ":".join([*map(str, path), os.environ["PATH"]])}
     done = subprocess.run(
         ["/bin/sh", "-c", line],

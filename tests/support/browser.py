@@ -2,15 +2,12 @@
 
 import contextlib
 import json
-import os
-import shutil
 import tempfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 import websocket
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
@@ -18,6 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
 from tests.support.programs import Server
+from tests.support.tools import find
 from tests.support.waiting import PATIENCE_S, eventually
 
 # It talks to nobody but the page's server, and needs neither a display nor the right to make a sandbox.
@@ -36,16 +34,6 @@ _WATCH = """
 window.violations = [];
 document.addEventListener("securitypolicyviolation", event => violations.push(event.violatedDirective));
 """
-
-
-def _find(program: str, package: str) -> str:
-    path = shutil.which(program)
-    if path is None:
-        missing = f"{program} is missing: apt install {package}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    return path
 
 
 class Browser:
@@ -179,8 +167,8 @@ def chromium(**logging: str) -> Iterator[Browser]:
     Skips the test where Chromium is missing.
     """
     options = ChromeOptions()
-    options.binary_location = _find("chromium", "chromium")
-    driver_path = _find("chromedriver", "chromium-driver")
+    options.binary_location = find("chromium", "chromium")
+    driver_path = find("chromedriver", "chromium-driver")
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         for flag in (*_FLAGS, f"--user-data-dir={profile}"):
             options.add_argument(flag)

@@ -13,10 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-import pytest
-
 from tests.exchange import Exchange
 from tests.support.programs import ROOT, Daemon, Program, Server
+from tests.support.tools import find
 from tests.support.waiting import PATIENCE_S, eventually
 
 DOCUMENT = ROOT / "docs" / "clients.md"
@@ -48,10 +47,7 @@ def questions() -> dict[str, str]:
 def require(*names: str) -> None:
     """Skip the test where one of these programs is missing; in CI fail."""
     for name in names:
-        if shutil.which(name) is None:
-            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(
-                f"{name} is missing: apt install {_PACKAGES.get(name, name)}"
-            )
+        find(name, _PACKAGES.get(name, name))
 
 
 def needs(name: str) -> list[str]:

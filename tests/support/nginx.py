@@ -2,17 +2,14 @@
 
 import contextlib
 import json
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
 from tests.support.programs import ROOT, free_port
+from tests.support.tools import find
 from tests.support.waiting import eventually
 
 SHIPPED = ROOT / "packaging" / "nginx" / "binance-funding.conf"
@@ -30,17 +27,6 @@ http {{
   include {folder}/binance-funding.conf;
 }}
 """
-
-
-def nginx_program() -> str | None:
-    """Return where nginx is; the search path of a user does not always hold it."""
-    return shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-
-
-def needs_nginx() -> None:
-    """Skip the test that calls this where there is no nginx."""
-    if nginx_program() is None:
-        pytest.skip("needs nginx (Debian package nginx-light)")
 
 
 class Asked(NamedTuple):
@@ -108,8 +94,7 @@ def running_nginx(
     folder: Path, first: int, second: int, edit: Callable[[str], str] = lambda text: text, *, workers: int = 2
 ) -> Iterator[Nginx]:
     """Run nginx in front of two hosts, given by their ports; `edit` may change its configuration."""
-    needs_nginx()
-    program, port = str(nginx_program()), free_port()
+    program, port = find("nginx", "nginx-light"), free_port()
     (folder / "binance-funding.conf").write_text(edit(configuration(folder, port, first, second)), encoding="utf-8")
     (folder / "nginx.conf").write_text(_MAIN.format(folder=folder, workers=workers), encoding="utf-8")
     command = [program, "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]

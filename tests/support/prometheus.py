@@ -4,7 +4,6 @@ The tools come with the Debian package prometheus. Without them a test is skippe
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,29 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from binance_funding.schema import PROCESS
 from binance_funding.server import metrics
 from binance_funding.server.meter import Meter
 from tests.support.programs import ROOT, free_port
 from tests.support.samples import state, view
+from tests.support.tools import find
 from tests.support.waiting import PATIENCE_S, eventually
 
 FOLDER = ROOT / "docs" / "prometheus"
 ALERTS, ALERTS_TEST, DASHBOARD = FOLDER / "alerts.yml", FOLDER / "alerts_test.yml", FOLDER / "dashboard.json"
 SCRAPE_S = 0.5
-
-
-def find(program: str) -> str:
-    """Return where a program of Prometheus is. Skips the test that needs it where it is not."""
-    path = shutil.which(program)
-    if path is None:
-        missing = f"{program} is not installed: apt-get install --no-install-recommends prometheus"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    return path
 
 
 def documented_config() -> str:
@@ -85,7 +72,7 @@ class Prometheus:
 @contextmanager
 def running(folder: Path, server_port: int) -> Iterator[Prometheus]:
     """Run Prometheus with the README's configuration, only faster and towards this server."""
-    program = find("prometheus")
+    program = find("prometheus", "prometheus")
     config = documented_config().replace("scrape_interval: 15s", f"scrape_interval: {SCRAPE_S * 1000:.0f}ms")
     config = config.replace("127.0.0.1:8888", f"127.0.0.1:{server_port}")
     folder.mkdir()
