@@ -2,15 +2,18 @@
 """Keep the newest funding rate of every Binance USD-M perpetual in one JSON file.
 
 The story, in the order in which data flows (binance_funding/daemon/):
-  connection.py      one WebSocket connection to !markPrice@arr, in a thread of its own
-  stream.py          several of them, watched: silence, lag, backoff, planned replacement
-  feed.py            where their messages come together, each decoded once
-  rest.py            snapshots: to compare, for what the stream lacks, and while it brings nothing current
-  rates.py           both formats of Binance become FundingRate records
-  exchange_clock.py  what time it is at Binance: a record is as old as it is by that clock
-  book.py            the newest record of each symbol, whichever source brought it
-  freshness.py       how current the market is, and its gaps
-  publisher.py       all of it becomes the state file, on every change
+  source/connection.py      one WebSocket connection to !markPrice@arr, in a thread of its own
+  source/pool.py            several of them, watched: silence, lag, backoff, planned replacement
+  source/rest.py            snapshots: to compare, for symbols that the stream lacks, and while it delivers nothing new
+  source/rates.py           both formats of Binance become FundingRate records
+  market/feed.py            where the messages of all connections come together, each decoded once
+  market/exchange_clock.py  what time it is at Binance: a record is as old as it is by that clock
+  market/book.py            the newest record of each symbol, whichever source delivered it
+  market/freshness.py       how current the market is, and its gaps
+  market/comparison.py      a REST snapshot against the stream
+  market/last_day.py        the last 24 hours in quarter hours
+  output/publisher.py       all of it becomes the state file, on every change
+  output/restore.py         and back from it at the start
 supervisor.py joins the parts; schema.py says what the file holds, state_file.py replaces it atomically for the
 HTTP server and everybody else. check.py answers --check.
 """

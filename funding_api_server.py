@@ -9,8 +9,7 @@ The story, in the order in which data flows (binance_funding/server/):
   report.py        the last 24 hours
   metrics.py       the same file for Prometheus
   page.html        the same file for people
-  http_message.py  what a request says, and how an answer is written
-  http_server.py   takes requests and sends the answers; it never calls Binance and never writes
+  http/            takes requests and sends the answers; knows nothing of funding rates
 """
 
 import os
@@ -20,8 +19,8 @@ from binance_funding import __version__, service
 from binance_funding.clock import Clock
 from binance_funding.log import EventLogger
 from binance_funding.server.api import Api
-from binance_funding.server.http_server import HttpServer
-from binance_funding.server.listener import listen, raise_file_limit
+from binance_funding.server.http.listener import listen, raise_file_limit
+from binance_funding.server.http.server import HttpServer
 from binance_funding.server.state_reader import StateReader
 from binance_funding.settings import SERVER
 

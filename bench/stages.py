@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from bench.machine import on_measured_core
 from bench.subjects import Messages
-from binance_funding.daemon.book import Book
 from binance_funding.daemon.context import Context
-from binance_funding.daemon.publisher import Annotations, Renderer
-from binance_funding.daemon.rates import decode_stream
+from binance_funding.daemon.market.book import Book
+from binance_funding.daemon.output.publisher import Annotations, Renderer
+from binance_funding.daemon.source.rates import decode_stream
 from binance_funding.daemon.supervisor import GARBAGE_THRESHOLD
 from binance_funding.settings import Settings
 from binance_funding.state_file import StateFile

@@ -23,15 +23,15 @@ from ..clock import Deadline
 from ..service import Threads
 from ..settings import Settings, sources
 from ..state_file import EMPTY, UnusableState, is_heartbeat_late, read, why_not, writer_pid, written_age_s
-from . import rates, transport
-from .book import Book
-from .connection import Connection
 from .context import Context
-from .exchange_clock import LARGEST_WALL_OFFSET_S
-from .feed import Feed
-from .freshness import FreshnessWatch
-from .rest import PREMIUM_INDEX, TIME, RestClient, RestError
-from .restore import pause_s
+from .market.book import Book
+from .market.exchange_clock import LARGEST_WALL_OFFSET_S
+from .market.feed import Feed
+from .market.freshness import FreshnessWatch
+from .output.restore import pause_s
+from .source import rates, transport
+from .source.connection import Connection
+from .source.rest import PREMIUM_INDEX, TIME, RestClient, RestError
 
 # With the start and the end of the program it makes less than 20 s.
 _WITHIN_S, _CLOSE_WITHIN_S, _ROUND_S = 17.0, 1.0, 0.1

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from ..clock import Clock
 from ..log import EventLogger, LogThrottle
 from ..settings import Settings
-from .comparison import Comparison
-from .exchange_clock import ExchangeClock
-from .history import History
+from .market.comparison import Comparison
+from .market.exchange_clock import ExchangeClock
+from .market.last_day import History
 
 _LONGEST_CURRENT_S = 8.0
 

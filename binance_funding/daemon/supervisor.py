@@ -15,17 +15,17 @@ from ..log import EventLogger
 from ..schema import STATUS, declared
 from ..settings import Settings, SettingsError
 from ..state_file import AlreadyRunning, StateFile, why_not
-from . import transport
-from .book import MOST_SYMBOLS, Book
-from .connection import Connection
 from .context import Context
-from .exchange_clock import LARGEST_WALL_OFFSET_S
-from .feed import Feed
-from .freshness import Freshness, FreshnessWatch
-from .publisher import Annotations, Publisher
-from .rest import RestClient, RestPoller
-from .restore import restore
-from .stream import StreamPool
+from .market.book import MOST_SYMBOLS, Book
+from .market.exchange_clock import LARGEST_WALL_OFFSET_S
+from .market.feed import Feed
+from .market.freshness import Freshness, FreshnessWatch
+from .output.publisher import Annotations, Publisher
+from .output.restore import restore
+from .source import transport
+from .source.connection import Connection
+from .source.pool import StreamPool
+from .source.rest import RestClient, RestPoller
 
 _log = EventLogger("binance_funding.daemon")
 

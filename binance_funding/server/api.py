@@ -16,9 +16,9 @@ from ..schema import STATUS
 from ..settings import Settings
 from ..state_file import EMPTY
 from . import metrics, page
-from .http_message import Request, Response, error_response
+from .http.message import Request, Response, error_response
+from .http.meter import OTHER, Meter
 from .listing import Listing, dump
-from .meter import OTHER, Meter
 from .parameters import InvalidParameter, Parameters, read_parameters
 from .push import Push
 from .report import report

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import __version__
 from ..schema import HEADER, PROCESS, REST, SERVED, STATUS, TOTALS, Field
-from .meter import BUCKETS_S, Meter
+from .http.meter import BUCKETS_S, Meter
 from .view import View
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -114,7 +114,7 @@ def test_clock_that_jumps_an_hour_disturbs_nothing(exchange: Exchange, tmp_path:
 def test_thread_that_dies_of_a_bug_ends_the_process(exchange: Exchange, tmp_path: Path) -> None:
     """A bug must not leave a daemon that looks alive: non-zero status, and the traceback once."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import binance_funding.daemon.publisher as p\n"
+        "import binance_funding.daemon.output.publisher as p\n"
         "def write(self):\n"
         "    if self.book.rates():\n"
         "        raise RuntimeError('a bug')\n"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from binance_funding.daemon.connection import Connection, Ending
 from binance_funding.daemon.context import Context
+from binance_funding.daemon.source.connection import Connection, Ending
 from binance_funding.settings import load
 from tests.exchange import FUTURE, Exchange, Market
 from tests.support.peers import Listener, answers, silent_port, trickles

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from binance_funding.server.http_message import Request, Response
-from binance_funding.server.http_server import HttpServer
+from binance_funding.server.http.message import Request, Response
+from binance_funding.server.http.server import HttpServer
 from tests.support.http_client import BIG, GET, Client, Reply, assert_refused, by_path, echo, exchange, running
 from tests.support.waiting import PATIENCE_S
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import h11
 import pytest
 
-from binance_funding.server.http_server import HttpServer
+from binance_funding.server.http.server import HttpServer
 from tests.support.http_client import Client, echo, exchange, running
 
 FUZZ_REQUESTS = int(os.environ.get("HTTP_FUZZ_REQUESTS", "10000"))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from binance_funding.clock import Clock
-from binance_funding.daemon.rest import BrokenOff, RestClient, RestError
+from binance_funding.daemon.source.rest import BrokenOff, RestClient, RestError
 from tests.exchange import Exchange, Market
 from tests.support.peers import Listener, answers, trickles
 from tests.support.programs import ROOT, free_port
@@ -178,7 +178,7 @@ def test_an_answer_that_is_too_long_as_it_was_packed_is_given_up(exchange: Excha
 MEASURE = """
 import resource, sys
 from binance_funding.clock import Clock
-from binance_funding.daemon.rest import RestClient, RestError
+from binance_funding.daemon.source.rest import RestClient, RestError
 client = RestClient(sys.argv[1], 60, Clock())
 peak_mb = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before_mb = peak_mb()

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from binance_funding.daemon.rest import RestError
+from binance_funding.daemon.source.rest import RestError
 from tests.support.samples import EVENT_MS
 from tests.support.simulated_rest import INDEX, INFO, TIME, RestWorld, most_in_any_minute
 

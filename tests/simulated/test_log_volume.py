@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from binance_funding.daemon.rest import RestError
+from binance_funding.daemon.source.rest import RestError
 from tests.support.clock import STEADY_S
 from tests.support.house import HOUR_S, House, lines_of
 from tests.support.simulated_stream import Line, opens_and_stays_silent, refuses, unreachable

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from binance_funding.daemon.rates import REST
-from binance_funding.daemon.rest import BrokenOff, RestError
+from binance_funding.daemon.source.rates import REST
+from binance_funding.daemon.source.rest import BrokenOff, RestError
 from tests.support.samples import index_row
 from tests.support.simulated_rest import INDEX, INFO, TIME, RestWorld, refused
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from binance_funding.daemon.rest import RestError
+from binance_funding.daemon.source.rest import RestError
 from binance_funding.state_file import AlreadyRunning, StateFile
 from tests.support.house import HOUR_S, House, lines_of
 from tests.support.samples import EVENT_MS, rate

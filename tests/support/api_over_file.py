@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from binance_funding.server.api import Api
-from binance_funding.server.http_message import Request, Response
+from binance_funding.server.http.message import Request, Response
 from binance_funding.server.state_reader import StateReader
 from binance_funding.settings import Settings
 from tests.support.clock import BOOT_ID, SimulatedClock

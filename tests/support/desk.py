@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from binance_funding.daemon.book import Book
-from binance_funding.daemon.feed import Feed
-from binance_funding.daemon.freshness import FreshnessWatch
-from binance_funding.daemon.rates import REST, STREAM
+from binance_funding.daemon.market.book import Book
+from binance_funding.daemon.market.feed import Feed
+from binance_funding.daemon.market.freshness import FreshnessWatch
+from binance_funding.daemon.source.rates import REST, STREAM
 from tests.support.clock import STEADY_S, WALL_S, SimulatedClock
 from tests.support.samples import context, rate, stream_row
 

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from binance_funding.server.http_message import Request, Response
-from binance_funding.server.http_server import HttpServer
-from binance_funding.server.limits import Limits
-from binance_funding.server.listener import listen, raise_file_limit
+from binance_funding.server.http.limits import Limits
+from binance_funding.server.http.listener import listen, raise_file_limit
+from binance_funding.server.http.message import Request, Response
+from binance_funding.server.http.server import HttpServer
 from tests.support.http_client import Client
 from tests.support.waiting import PATIENCE_S
 

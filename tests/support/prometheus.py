@@ -16,7 +16,7 @@ from typing import Any
 
 from binance_funding.schema import PROCESS
 from binance_funding.server import metrics
-from binance_funding.server.meter import Meter
+from binance_funding.server.http.meter import Meter
 from tests.support.programs import ROOT, free_port
 from tests.support.samples import state, view
 from tests.support.tools import find

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from binance_funding.clock import Clock
-from binance_funding.daemon.book import Book
-from binance_funding.daemon.connection import Connection
 from binance_funding.daemon.context import Context
-from binance_funding.daemon.feed import Feed
-from binance_funding.daemon.freshness import FreshnessWatch
-from binance_funding.daemon.rates import FundingRate
-from binance_funding.daemon.stream import StreamPool
+from binance_funding.daemon.market.book import Book
+from binance_funding.daemon.market.feed import Feed
+from binance_funding.daemon.market.freshness import FreshnessWatch
+from binance_funding.daemon.source.connection import Connection
+from binance_funding.daemon.source.pool import StreamPool
+from binance_funding.daemon.source.rates import FundingRate
 from binance_funding.service import Threads
 from binance_funding.settings import load
 from tests.support.waiting import eventually

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from binance_funding.daemon.context import Context
-from binance_funding.daemon.rates import STREAM, FundingRate
+from binance_funding.daemon.source.rates import STREAM, FundingRate
 from binance_funding.schema import DECIMALS, REST, STATUS
 from binance_funding.server.view import View
 from binance_funding.settings import Settings, load

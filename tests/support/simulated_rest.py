@@ -5,11 +5,11 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
-from binance_funding.daemon.book import Book
 from binance_funding.daemon.context import Context
-from binance_funding.daemon.feed import Feed
-from binance_funding.daemon.freshness import FreshnessWatch
-from binance_funding.daemon.rest import RestClient, RestError, RestPoller
+from binance_funding.daemon.market.book import Book
+from binance_funding.daemon.market.feed import Feed
+from binance_funding.daemon.market.freshness import FreshnessWatch
+from binance_funding.daemon.source.rest import RestClient, RestError, RestPoller
 from binance_funding.settings import load
 from tests.support.simulated_exchange import TICK_S, SimulatedExchange
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from binance_funding.daemon.book import Book
-from binance_funding.daemon.connection import Connection, Ending
 from binance_funding.daemon.context import Context
-from binance_funding.daemon.feed import Feed
-from binance_funding.daemon.freshness import FreshnessWatch
-from binance_funding.daemon.stream import StreamPool
+from binance_funding.daemon.market.book import Book
+from binance_funding.daemon.market.feed import Feed
+from binance_funding.daemon.market.freshness import FreshnessWatch
+from binance_funding.daemon.source.connection import Connection, Ending
+from binance_funding.daemon.source.pool import StreamPool
 from binance_funding.settings import load
 from tests.support.simulated_exchange import TICK_S, SimulatedExchange
 

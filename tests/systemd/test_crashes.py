@@ -97,7 +97,7 @@ def test_watchdog_leaves_working_processes_alone(service: Service) -> None:
 
 DEADLOCK = """
 import os, runpy, threading
-from binance_funding.daemon.publisher import Publisher
+from binance_funding.daemon.output.publisher import Publisher
 
 write = Publisher.write
 

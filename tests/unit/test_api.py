@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from binance_funding.server.api import Api
-from binance_funding.server.http_message import Request
+from binance_funding.server.http.message import Request
 from binance_funding.server.state_reader import StateReader
 from binance_funding.settings import Settings
 from tests.support.api_over_file import STALE_S, ApiOverFile

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from binance_funding.daemon.book import Book
-from binance_funding.daemon.rates import REST, STREAM
+from binance_funding.daemon.market.book import Book
+from binance_funding.daemon.source.rates import REST, STREAM
 from tests.support.clock import STEADY_S, SimulatedClock
 from tests.support.desk import Desk
 from tests.support.samples import EVENT_MS, context, rate

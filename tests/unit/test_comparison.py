@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from binance_funding.daemon.comparison import Comparison, compare
-from binance_funding.daemon.rates import REST, FundingRate
+from binance_funding.daemon.market.comparison import Comparison, compare
+from binance_funding.daemon.source.rates import REST, FundingRate
 from binance_funding.log import EventLogger, LogThrottle
 from tests.support.clock import WALL_S, SimulatedClock
 from tests.support.samples import EVENT_MS, rate

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from binance_funding.daemon.exchange_clock import ExchangeClock
-from binance_funding.daemon.rates import REST, STREAM
+from binance_funding.daemon.market.exchange_clock import ExchangeClock
+from binance_funding.daemon.source.rates import REST, STREAM
 from tests.support.clock import STEADY_S, WALL_S, SimulatedClock
 from tests.support.samples import rate
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from binance_funding.daemon.history import History
+from binance_funding.daemon.market.last_day import History
 from binance_funding.schema import GAP, QUARTER, complete
 from tests.support.clock import WALL_S
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from binance_funding.server.http_message import BadRequest, Request, Response, encode, error_response, parse_head
+from binance_funding.server.http.message import BadRequest, Request, Response, encode, error_response, parse_head
 
 DATE = "Sun, 09 Sep 2001 01:46:40 GMT"
 

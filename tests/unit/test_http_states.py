@@ -17,10 +17,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from binance_funding.server.http_message import Request, Response
-from binance_funding.server.http_server import HttpServer, _Client
-from binance_funding.server.limits import Limits
-from binance_funding.server.listener import listen
+from binance_funding.server.http.limits import Limits
+from binance_funding.server.http.listener import listen
+from binance_funding.server.http.message import Request, Response
+from binance_funding.server.http.server import HttpServer, _Client
 from tests.support.clock import SimulatedClock
 from tests.support.http_client import Reply
 from tests.support.waiting import eventually

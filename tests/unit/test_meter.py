@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from binance_funding.log import EventLogger, LogThrottle
-from binance_funding.server.http_message import Request, Response, error_response
-from binance_funding.server.limits import Limits
-from binance_funding.server.meter import BUCKETS_S, OTHER, Meter
-from binance_funding.server.responder import Encoded, Responder
+from binance_funding.server.http.limits import Limits
+from binance_funding.server.http.message import Request, Response, error_response
+from binance_funding.server.http.meter import BUCKETS_S, OTHER, Meter
+from binance_funding.server.http.responder import Encoded, Responder
 
 PRESENT_FROM_THE_START = {(OTHER, 500): 0, (OTHER, 503): 0}
 EVENTS: Iterator[list[bytes]] = iter(())

@@ -9,7 +9,7 @@ import pytest
 from binance_funding import __version__
 from binance_funding.schema import HEADER, PROCESS, REST, SERVED, STATUS, TOTALS
 from binance_funding.server import metrics
-from binance_funding.server.meter import BUCKETS_S, Meter
+from binance_funding.server.http.meter import BUCKETS_S, Meter
 from binance_funding.state_file import EMPTY
 from tests.support.clock import WALL_S
 from tests.support.samples import record, state, status, view

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from binance_funding.daemon.transport import Proxy, check, proxy_for
+from binance_funding.daemon.source.transport import Proxy, check, proxy_for
 from binance_funding.settings import SettingsError
 
 if TYPE_CHECKING:

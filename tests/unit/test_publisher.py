@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from binance_funding.clock import Moment
-from binance_funding.daemon.book import Book
-from binance_funding.daemon.exchange_clock import ExchangeClock
-from binance_funding.daemon.publisher import Annotations, Publisher, Renderer
-from binance_funding.daemon.rates import REST
+from binance_funding.daemon.market.book import Book
+from binance_funding.daemon.market.exchange_clock import ExchangeClock
+from binance_funding.daemon.output.publisher import Annotations, Publisher, Renderer
+from binance_funding.daemon.source.rates import REST
 from binance_funding.state_file import StateFile, read
 from tests.support.clock import BOOT_ID, STEADY_S, WALL_S, SimulatedClock
 from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, context, rate

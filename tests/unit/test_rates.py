@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from binance_funding.daemon.rates import (
+from binance_funding.daemon.source.rates import (
     REST,
     STREAM,
     Decoded,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from binance_funding.daemon.refusals import LONGEST_BAN_S, explain
+from binance_funding.daemon.source.refusals import LONGEST_BAN_S, explain
 from tests.support.clock import WALL_S
 
 BAN = '{"code":-1003,"msg":"Way too much request weight used; IP banned until %d. Please use the websocket."}'

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from binance_funding.log import EventLogger, LogThrottle
-from binance_funding.server.http_message import Request, Response, error_response
-from binance_funding.server.limits import Limits
-from binance_funding.server.responder import Encoded, Responder
+from binance_funding.server.http.limits import Limits
+from binance_funding.server.http.message import Request, Response, error_response
+from binance_funding.server.http.responder import Encoded, Responder
 from tests.support.clock import SimulatedClock
 
 LATER_S = 11.0  # when the throttle logs again what goes on

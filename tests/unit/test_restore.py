@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from binance_funding.daemon.book import Book
-from binance_funding.daemon.connection import Connection
-from binance_funding.daemon.feed import Feed
-from binance_funding.daemon.freshness import FreshnessWatch
-from binance_funding.daemon.rates import FundingRate
-from binance_funding.daemon.refusals import LONGEST_BAN_S
-from binance_funding.daemon.rest import RestClient, RestPoller
-from binance_funding.daemon.restore import restore
-from binance_funding.daemon.stream import StreamPool
+from binance_funding.daemon.market.book import Book
+from binance_funding.daemon.market.feed import Feed
+from binance_funding.daemon.market.freshness import FreshnessWatch
+from binance_funding.daemon.output.restore import restore
+from binance_funding.daemon.source.connection import Connection
+from binance_funding.daemon.source.pool import StreamPool
+from binance_funding.daemon.source.rates import FundingRate
+from binance_funding.daemon.source.refusals import LONGEST_BAN_S
+from binance_funding.daemon.source.rest import RestClient, RestPoller
 from binance_funding.state_file import EMPTY
 from tests.support.clock import STEADY_S, WALL_S, SimulatedClock
 from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, context, put, record, state, status

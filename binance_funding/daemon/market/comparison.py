@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..log import EventLogger, LogThrottle
-from ..schema import TOTALS
-from .rates import FundingRate
+from ...log import EventLogger, LogThrottle
+from ...schema import TOTALS
+from ..source.rates import FundingRate
 
 _log = EventLogger(__name__)
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..log import EventLogger
+from ...log import EventLogger
+from ..context import Context
+from ..market.feed import Feed
 from .connection import Connection, Ending
-from .context import Context
-from .feed import Feed
 
 _log = EventLogger(__name__)
 

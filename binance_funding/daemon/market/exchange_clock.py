@@ -17,9 +17,9 @@ import math
 import threading
 from collections.abc import Iterable
 
-from ..clock import Clock
-from ..log import EventLogger
-from .rates import REST, STREAM, FundingRate
+from ...clock import Clock
+from ...log import EventLogger
+from ..source.rates import REST, STREAM, FundingRate
 
 _log = EventLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import websocket
 
-from ..clock import Deadline
+from ...clock import Deadline
+from ..context import Context
 from . import refusals, transport
-from .context import Context
 
 # Room for a hundred times today's market; a larger message is a fault, and parsing it would take all memory.
 _LARGEST_MESSAGE_BYTES = 16 * 1024 * 1024

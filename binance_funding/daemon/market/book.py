@@ -7,8 +7,8 @@ import math
 import threading
 from collections.abc import Iterable, Sequence
 
-from .context import Context
-from .rates import STREAM, FundingRate
+from ..context import Context
+from ..source.rates import STREAM, FundingRate
 
 # A symbol that nothing has brought for so long has left the market.
 _KEPT_S = 86_400

@@ -4,9 +4,9 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 
-from .context import Context
+from ..context import Context
+from ..source.rates import STREAM, Decoded, MalformedMessage, decode_stream
 from .freshness import FreshnessWatch
-from .rates import STREAM, Decoded, MalformedMessage, decode_stream
 
 
 @dataclass

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from ..schema import DECIMALS, refuse_constant
+from ...schema import DECIMALS, refuse_constant
 
 STREAM, REST = "websocket", "rest"
 

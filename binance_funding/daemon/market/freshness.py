@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..log import EventLogger
-from ..schema import FEW, GAP_SECONDS
+from ...log import EventLogger
+from ...schema import FEW, GAP_SECONDS
+from ..context import Context
+from ..source.rates import REST, FundingRate
 from .book import Book
-from .context import Context
-from .rates import REST, FundingRate
 
 _log = EventLogger(__name__)
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from ..clock import Deadline
-from ..settings import SettingsError
+from ...clock import Deadline
+from ...settings import SettingsError
 
 _SECURE = ("wss", "https")
 _THIS_HOST = ("localhost", "127.0.0.1", "::1")

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..clock import Moment
-from ..schema import HEADER, USUAL_INTERVAL_HOURS, VERSION, declared, record_template
-from ..state_file import StateFile
-from .book import Book
-from .context import Context
-from .exchange_clock import ExchangeClock
-from .rates import FundingRate
+from ...clock import Moment
+from ...schema import HEADER, USUAL_INTERVAL_HOURS, VERSION, declared, record_template
+from ...state_file import StateFile
+from ..context import Context
+from ..market.book import Book
+from ..market.exchange_clock import ExchangeClock
+from ..source.rates import FundingRate
 
 _TROUBLE = "state file not written"
 # A clock set by more than this since a record was rendered: its time must be written anew.

@@ -4,16 +4,16 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..log import EventLogger
-from ..schema import DECIMALS, GAP_SECONDS, USUAL_INTERVAL_HOURS
-from ..state_file import UnusableState, read, written_age_s
-from .book import Book
-from .context import Context
-from .freshness import FreshnessWatch
-from .rates import FundingRate
-from .refusals import LONGEST_BAN_S
-from .rest import RestPoller
-from .stream import StreamPool
+from ...log import EventLogger
+from ...schema import DECIMALS, GAP_SECONDS, USUAL_INTERVAL_HOURS
+from ...state_file import UnusableState, read, written_age_s
+from ..context import Context
+from ..market.book import Book
+from ..market.freshness import FreshnessWatch
+from ..source.pool import StreamPool
+from ..source.rates import FundingRate
+from ..source.refusals import LONGEST_BAN_S
+from ..source.rest import RestPoller
 
 _log = EventLogger(__name__)
 

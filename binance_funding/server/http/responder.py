@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import NamedTuple
 
-from ..log import LogThrottle
-from .http_message import METHODS, BadRequest, Request, Response, encode, error_response, parse_head
+from ...log import LogThrottle
 from .limits import Limits
+from .message import METHODS, BadRequest, Request, Response, encode, error_response, parse_head
 from .meter import OTHER, Meter, Tally
 
 _ALLOW = ", ".join(METHODS)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from ..schema import QUARTER, QUARTER_S, WINDOW_S
+from ...schema import QUARTER, QUARTER_S, WINDOW_S
 
 _AMOUNTS = dict.fromkeys((one.name for one in QUARTER if one.name != "start"), 0.0)
 

@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from .. import __version__
-from ..clock import Clock, Deadline, Moment
-from ..log import EventLogger
+from ... import __version__
+from ...clock import Clock, Deadline, Moment
+from ...log import EventLogger
+from ..context import Context
+from ..market.feed import Feed
 from . import rates, refusals, transport
-from .context import Context
-from .feed import Feed
 
 _log = EventLogger(__name__)
 

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .http_message import Request
+from .message import Request
 
 OTHER = "other"
 """Route of what no handler answered: bad requests, unknown paths, refusals, faults."""

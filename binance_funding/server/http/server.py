@@ -14,10 +14,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
 
-from ..log import EventLogger, LogThrottle
-from .http_message import Request, Response, error_response
+from ...log import EventLogger, LogThrottle
 from .limits import Limits
 from .listener import accept
+from .message import Request, Response, error_response
 from .meter import Meter
 from .responder import FULL, Responder
 

@@ -1,0 +1,1 @@
+"""Binance -> records: the WebSocket connections, the REST requests, and both formats."""
