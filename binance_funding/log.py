@@ -1,14 +1,14 @@
-"""Log lines of both programs: one for each event, key=value, and what repeats at growing intervals.
+"""Log lines of both programs: one line for each event, written as key=value; a lasting problem at growing intervals.
 
-On a terminal a line begins with its time; for the journal, with its priority (man sd-daemon(3), systemd.exec(5)).
-A thread of its own writes them, so that a reader of stderr that stands still blocks nothing else.
+On a terminal each line begins with its time, in the journal with its priority (man sd-daemon(3), systemd.exec(5)). A
+thread of its own writes the lines, so a reader of stderr that stops reading blocks no other thread.
 """
 
 import logging
+import logging.handlers
 import math
 import os
 import queue
-import re
 import sys
 import threading
 import time
@@ -17,13 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
-# What a cause quotes or counts may be something else each time; it is the same cause all the same.
-_QUOTATION, _NUMBER = re.compile("['\"{]"), re.compile("[0-9.]+")
+# The interval between two lines about a lasting problem stops growing here.
 _LONGEST_WAIT_S = 3600.0
-# So often may a trouble be logged ahead of its time, because it came back or has another cause.
-_LINES_AHEAD = 8
-# What waits to be written while the reader of stderr stands still; the rest is counted.
-_MOST_WAITING = 1000
+# A problem that keeps returning, or keeps changing its kind, gets this many extra lines before its interval counts.
+_EXTRA_LINES = 8
+# Lines that wait for a reader of stderr that has stopped reading. Further lines are dropped and counted.
+_MAX_WAITING_LINES = 1000
 _FLUSH_WITHIN_S = 0.5
 
 
@@ -32,102 +31,128 @@ def line(event: str, **facts: Any) -> str:
     return " ".join([event, *(f"{key}={_value(value)}" for key, value in facts.items())])
 
 
+def printable(text: str) -> str:
+    """Replace everything unprintable by its Python escape: control characters, line separators, lone surrogates.
+
+    For every text from outside (the exchange, a proxy, a client, a file name) that the log, the state file, the
+    terminal or systemd is to show.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def _value(value: object) -> str:
-    text = f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    text = _number(value) if isinstance(value, float) else str(value)
     if text and text.isprintable() and not set(text) & set(' "='):
         return text
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else repr(c)[1:-1] for c in escaped) + '"'
+    return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+
+
+def _number(value: float) -> str:
+    """Write three decimals, or two significant digits of a small number: a funding rate of 0.0002 is not 0."""
+    text = f"{value:.3f}" if abs(value) >= 0.1 else f"{float(f'{value:.2g}'):.8f}"
+    return text.rstrip("0").rstrip(".")
 
 
 class EventLogger(logging.LoggerAdapter):  # type: ignore[type-arg] # it takes none at run time before 3.11
     """Logs events by name with their facts: `info("connected", conn=1)`. Safe to call from any thread.
 
-    DEBUG is what only a search for a fault needs; INFO what happens in the normal course of things, good news included;
-    WARNING what went wrong and is dealt with; ERROR what needs somebody.
+    DEBUG helps to find a fault. INFO is normal operation, good news included. WARNING is a problem that the program
+    deals with. ERROR is a problem that a person has to deal with.
     """
 
     def __init__(self, name: str) -> None:
         super().__init__(logging.getLogger(name), {})
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Make a line of event and facts; with exc_info the traceback of the exception being handled follows it."""
+        """Make a line of event and facts; with exc_info, the traceback of the current exception follows it."""
         exc_info = kwargs.pop("exc_info", False)
         return line(msg, **kwargs), {"exc_info": exc_info}
 
 
 @dataclass
-class _Trouble:
+class _Problem:
+    """What the throttle remembers of one event."""
+
     since_s: float
-    """When it came, or came back."""
+    """When the problem began, or returned."""
     next_s: float
-    """When it is due to be logged again."""
+    """When the next line is due, if the problem lasts."""
     wait_s: float
-    lines_ahead: int = _LINES_AHEAD
+    """Time from that line to the one after it."""
+    extra_lines: int = _EXTRA_LINES
+    """Lines that may still be logged before one is due."""
     suppressed: int = 0
+    """Calls since the last line."""
     resolved_s: float = math.inf
-    logged: set[str] = field(default_factory=set)
-    """The causes that were logged since it came, or came back."""
+    logged_kinds: set[str] = field(default_factory=set)
+    """Kinds that were logged since the problem began or returned."""
 
     def is_due(self, kind: str, now_s: float) -> bool:
-        """Tell whether it is to be logged now, and count on that."""
+        """Decide whether to log a line now, and count on that it is logged."""
         if now_s >= self.next_s:
             self.next_s = now_s + self.wait_s
             self.wait_s = min(2 * self.wait_s, _LONGEST_WAIT_S)
-        elif kind not in self.logged and self.lines_ahead > 0:
-            self.lines_ahead -= 1
+        elif kind not in self.logged_kinds and self.extra_lines > 0:
+            self.extra_lines -= 1
         else:
             self.suppressed += 1
             return False
-        self.logged.add(kind)
+        self.logged_kinds.add(kind)
         return True
 
 
 class LogThrottle:
-    """Logs a lasting trouble once, then after 1, 2, 4 ... times `first_wait_s` (at most hourly), until it is resolved.
+    """Logs a lasting problem at once, then after 1, 2, 4 ... times `first_wait_s` (at most hourly), until resolved.
 
-    A trouble that comes back, and a cause not yet logged, are logged at once, up to a limit: what comes and goes is one
-    trouble too, until it has stayed away for `first_wait_s`. Safe to call from any thread.
+    A problem that returns, or whose kind changes, is logged at once, up to a limit. A problem that was resolved for
+    longer than `first_wait_s` is a new one. Safe to call from any thread.
     """
 
     def __init__(self, logger: EventLogger, steady_s: Callable[[], float], first_wait_s: float = 600.0) -> None:
         self._logger = logger
         self._steady_s = steady_s
         self._first_wait_s = first_wait_s
-        self._lock = threading.Lock()  # guards _troubles, shared by the threads that meet the same trouble
-        self._troubles: dict[str, _Trouble] = {}
+        self._lock = threading.Lock()  # guards _problems: several threads can meet the same problem
+        self._problems: dict[str, _Problem] = {}
 
     def warn(
-        self, event: str, cause: str = "", level: int = logging.WARNING, *, exc_info: bool = False, **facts: Any
+        self,
+        event: str,
+        cause: str = "",
+        level: int = logging.WARNING,
+        *,
+        kind: str = "",
+        exc_info: bool = False,
+        **facts: Any,
     ) -> None:
-        """Log the event with its cause, if it has one, unless it was logged lately."""
-        now_s, kind = self._steady_s(), _NUMBER.sub("", _QUOTATION.split(cause, maxsplit=1)[0])
+        """Log the event, with its cause and facts, unless a line about the same kind of it was logged recently."""
+        now_s = self._steady_s()
         with self._lock:
-            trouble = self._troubles.get(event)
-            if trouble is None or now_s - trouble.resolved_s > self._first_wait_s:
-                trouble = self._troubles[event] = _Trouble(now_s, next_s=now_s, wait_s=self._first_wait_s)
-            if trouble.resolved_s < math.inf:
-                trouble.since_s, trouble.resolved_s, trouble.logged = now_s, math.inf, set()
-            if not trouble.is_due(kind, now_s):
+            problem = self._problems.get(event)
+            if problem is None or now_s - problem.resolved_s > self._first_wait_s:
+                problem = self._problems[event] = _Problem(now_s, next_s=now_s, wait_s=self._first_wait_s)
+            if problem.resolved_s < math.inf:
+                problem.since_s, problem.resolved_s, problem.logged_kinds = now_s, math.inf, set()
+            if not problem.is_due(kind, now_s):
                 return
-            suppressed, trouble.suppressed = trouble.suppressed, 0
+            suppressed, problem.suppressed = problem.suppressed, 0
         because: dict[str, Any] = {"cause": cause} if cause else {}
         repeated: dict[str, Any] = {"repeated": suppressed} if suppressed else {}
         self._logger.log(level, event, exc_info=exc_info, **because, **facts, **repeated)
 
     def resolve(self, *events: str, log_as: str = "", level: int = logging.INFO, **facts: Any) -> None:
-        """End these troubles; where one of them had been logged, log that it is over (`log_as`)."""
+        """End these problems. If one of them was logged since it began, log `log_as` with the time that it lasted."""
         now_s = self._steady_s()
         with self._lock:
-            known = filter(None, map(self._troubles.get, events))
-            over = [trouble for trouble in known if trouble.resolved_s == math.inf]
-            logged = [trouble for trouble in over if trouble.logged]
-            for trouble in over:
-                trouble.resolved_s = now_s
-            for trouble in logged:
-                trouble.suppressed = 0
+            known = filter(None, map(self._problems.get, events))
+            ended = [problem for problem in known if problem.resolved_s == math.inf]
+            logged = [problem for problem in ended if problem.logged_kinds]
+            for problem in ended:
+                problem.resolved_s = now_s
+            for problem in logged:
+                problem.suppressed = 0
         if logged and log_as:
-            self._logger.log(level, log_as, after_s=now_s - min(trouble.since_s for trouble in logged), **facts)
+            self._logger.log(level, log_as, after_s=now_s - min(problem.since_s for problem in logged), **facts)
 
 
 class _JournalFormatter(logging.Formatter):
@@ -138,72 +163,64 @@ class _JournalFormatter(logging.Formatter):
         return "\n".join(prefix + line for line in super().format(record).splitlines())
 
 
-class _Writer(logging.Handler):
-    """Writes to a file descriptor in a thread of its own: however long that blocks, logging never does.
+class _WaitingLines(logging.handlers.QueueHandler):
+    """Queues each line for the thread that writes it. Never blocks: with a full queue the line is dropped."""
 
-    What finds no room among the waiting lines, or cannot be written, is counted and logged as soon as that is possible.
-    """
+    def __init__(self) -> None:
+        self.lines: queue.Queue[logging.LogRecord] = queue.Queue(_MAX_WAITING_LINES)
+        self.dropped = 0
+        super().__init__(self.lines)
+        self.setFormatter(logging.Formatter("%(message)s"))  # else basicConfig would put level and logger before it
 
-    def __init__(self, fd: int) -> None:
-        super().__init__()
-        self._fd = fd
-        self._waiting: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
-        self._without_room = 0
-        threading.Thread(target=self._run, name="log", daemon=True).start()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self._waiting.qsize() < _MOST_WAITING:
-            self._waiting.put(self.format(record))
-        else:
-            self._without_room += 1
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.lines.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1
 
     def flush(self) -> None:
-        """Wait for all lines so far, within a limit; module logging calls it at the end of the program."""
-        is_written = threading.Event()
-        self._waiting.put(is_written)
-        is_written.wait(_FLUSH_WITHIN_S)
+        """Wait until all lines are written, for a limited time. The logging module calls it when the program ends."""
+        with self.lines.all_tasks_done:
+            self.lines.all_tasks_done.wait_for(lambda: not self.lines.unfinished_tasks, _FLUSH_WITHIN_S)
 
-    def _run(self) -> None:
-        failed = logged = 0
-        while True:
-            waiting = self._waiting.get()
-            if isinstance(waiting, str):
-                failed += not self._write(waiting)
-            missing = self._without_room + failed - logged
-            if missing and self._waiting.empty() and self._write(self._note(missing)):
-                logged += missing
-            if isinstance(waiting, threading.Event):
-                waiting.set()
 
-    def _note(self, missing: int) -> str:
-        text = line("log lines left out", count=missing, cause="stderr took no more")
-        return self.format(logging.makeLogRecord({"levelno": logging.WARNING, "levelname": "WARNING", "msg": text}))
+class _StderrWriter(logging.StreamHandler):  # type: ignore[type-arg] # it takes none at run time before 3.11
+    """Writes lines to stderr, and says how many were dropped before them."""
 
-    def _write(self, text: str) -> bool:
-        unwritten = f"{text}\n".encode(errors="backslashreplace")
-        try:
-            while unwritten:
-                unwritten = unwritten[os.write(self._fd, unwritten) :]
-        except OSError:  # closed, or its reader is gone: there is nobody to tell
-            return False
-        return True
+    def __init__(self, waiting: _WaitingLines) -> None:
+        super().__init__(sys.stderr)
+        self._waiting = waiting
+        self._reported = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        dropped = self._waiting.dropped - self._reported
+        if dropped and self._waiting.lines.empty():
+            self._reported += dropped
+            text = line("log lines dropped", count=dropped, cause="stderr was not read")
+            super().emit(logging.makeLogRecord({"levelno": logging.WARNING, "levelname": "WARNING", "msg": text}))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - its name in module logging
+        """Ignore a stderr that is closed or broken: no other place is left to report it."""
 
 
 def set_up() -> None:
-    """Log to stderr: with priorities and without time where the journal listens, with time on a terminal."""
-    if sys.stderr is None:  # closed at the start; its number may soon be that of another file
+    """Log to stderr: with priorities and without time where the journal listens, with time elsewhere."""
+    if sys.stderr is None:  # It was closed at the start, and its file descriptor may become that of another file.
         return
-    fd = sys.stderr.fileno()
-    handler = _Writer(fd)
-    if _is_journal(fd):
-        handler.setFormatter(_JournalFormatter("%(message)s"))
+    waiting = _WaitingLines()
+    writer = _StderrWriter(waiting)
+    if _is_journal(sys.stderr.fileno()):
+        writer.setFormatter(_JournalFormatter("%(message)s"))
     else:
         formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
         formatter.converter = time.gmtime
-        handler.setFormatter(formatter)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    # What the library has to say reaches us as exceptions, and is logged once, in our words.
-    logging.getLogger("websocket").setLevel(logging.CRITICAL)
+        writer.setFormatter(formatter)
+    logging.handlers.QueueListener(waiting.lines, writer).start()
+    logging.basicConfig(level=logging.INFO, handlers=[waiting])
+    # The errors of these libraries reach the programs as exceptions, and are logged once, in the programs' own words.
+    for library in ("websocket", "urllib3"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def _is_journal(fd: int) -> bool:
