@@ -150,7 +150,7 @@ def test_server_answers_this_host_only_until_the_documented_commands_let_others_
     service.run("kill", "-KILL", str(service.pid(SERVER)))
     assert_silent()
     service.configure(API_HOST="127.0.0.1")
-    _, _, section = (ROOT / "docs/many-hosts.md").read_text(encoding="utf-8").partition("## Access from other hosts\n")
+    _, _, section = (ROOT / "docs/operations.md").read_text(encoding="utf-8").partition("## Access from other hosts\n")
     commands = 'sudo() { "$@"; }\n' + section.split("```")[1]
     # Another network first: where the address stays, a restart would keep what this one admits.
     service.run("sh", "-ec", commands.replace("192.0.2.0/24", "198.51.100.0/24"))

@@ -1,4 +1,4 @@
-"""README and docs/ say what the code says: links, settings, log events, fields of the state file."""
+"""The documents agree with the code: links, settings, log events, endpoints, fields of the state file."""
 
 import re
 from dataclasses import fields
@@ -9,6 +9,7 @@ import pytest
 from binance_funding import __version__
 from binance_funding.settings import Settings, variable
 from tests.support import field_tables
+from tests.support.api_over_file import ApiOverFile
 from tests.support.source import PACKAGE, ROOT, log_events, product_files
 
 README = ROOT / "README.md"
@@ -76,9 +77,11 @@ def test_every_document_is_found_from_the_readme() -> None:
 
 
 def test_the_changelog_begins_with_the_version_of_the_programs() -> None:
-    """Its entries have a version and a date each, the newest first, and say what was added, changed and so on."""
+    """Its entries have a version and a date each, the newest first. Only [Unreleased] may precede them."""
     text = CHANGELOG.read_text(encoding="utf-8")
     entries = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    if entries[0] == "[Unreleased]":
+        del entries[0]
     matches = [re.fullmatch(r"\[(\d+)\.(\d+)\.(\d+)\] - \d{4}-\d\d-\d\d", entry) for entry in entries]
     versions = [tuple(map(int, match.groups())) for match in matches if match]
     assert len(versions) == len(entries)
@@ -123,6 +126,14 @@ def test_every_event_is_documented() -> None:
     sources = [path for path in product_files() if path != ROOT / PACKAGE / "log.py"]
     logged = log_events(path.read_text(encoding="utf-8") for path in sources)
     assert documented == logged
+
+
+def test_every_endpoint_is_documented(tmp_path: Path) -> None:
+    """The first table of docs/http-api.md names every endpoint that the server lists at `/`, and no other."""
+    listed = {request.partition("?")[0] for request in ApiOverFile(tmp_path).json("/")["endpoints"]}
+    cells = [cells[0] for cells in rows(ROOT / "docs/http-api.md")]
+    documented = {found[1] for cell in cells if (found := re.match(r"\[?`(/[^`?]*)", cell))}
+    assert documented - {"/"} == listed
 
 
 def test_the_tables_of_fields_are_those_of_the_schema() -> None:
