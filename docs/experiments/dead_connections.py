@@ -179,7 +179,7 @@ def run_forever(url: str, timing: Timing, *, pings: bool) -> Outcome:
 
 
 def run_daemon(url: str, timing: Timing) -> Outcome:
-    """Run this project's daemon with one connection until it reports that this connection ended, or watch_s have passed."""
+    """Run this project's daemon with one connection until it reports the loss of it or watch_s have passed."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {
             "BINANCE_WS_URLS": url,
