@@ -1,5 +1,6 @@
 """The documents agree with the code: links, settings, log events, endpoints, fields of the state file."""
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from binance_funding import __version__
+from binance_funding.clock import Clock
+from binance_funding.server.api import Api
+from binance_funding.server.http.message import Request
+from binance_funding.server.state_reader import StateReader
 from binance_funding.settings import Settings, variable
 from tests.support import field_tables
-from tests.support.api_over_file import ApiOverFile
 from tests.support.source import PACKAGE, ROOT, log_events, product_files
 
 README = ROOT / "README.md"
@@ -128,9 +132,10 @@ def test_every_event_is_documented() -> None:
     assert documented == logged
 
 
-def test_every_endpoint_is_documented(tmp_path: Path) -> None:
+def test_every_endpoint_is_documented() -> None:
     """The first table of docs/http-api.md names every endpoint that the server lists at `/`, and no other."""
-    listed = {request.partition("?")[0] for request in ApiOverFile(tmp_path).json("/")["endpoints"]}
+    answer = Api(StateReader("/nonexistent"), Settings(), Clock())(Request("GET", "/", "", {}))
+    listed = {request.partition("?")[0] for request in json.loads(answer.body)["endpoints"]}
     cells = [cells[0] for cells in rows(ROOT / "docs/http-api.md")]
     documented = {found[1] for cell in cells if (found := re.match(r"\[?`(/[^`?]*)", cell))}
     assert documented - {"/"} == listed
