@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.support.tools import find
 
 BOOT_TIMEOUT_S = 30.0
 CLONE = "/clone"
@@ -78,7 +79,7 @@ class Machine:
         self._leader_pid = 0
 
     def __enter__(self) -> Machine:
-        """Boot. Returns when the machine's systemd is ready; raises CannotBootError."""
+        """Boot. Returns when the machine's systemd is ready; raises CannotBootError or MissingProgram."""
         try:
             self._boot()
         except BaseException:
@@ -129,10 +130,9 @@ class Machine:
                 _setns(libc, own.fileno())
 
     def _boot(self) -> None:
+        find("systemd-nspawn", "systemd-container")
         if os.geteuid() != 0:
             raise CannotBootError("needs root")
-        if not shutil.which("systemd-nspawn"):
-            raise CannotBootError("needs systemd-nspawn (Debian package systemd-container)")
         self._work = tempfile.mkdtemp(prefix="systemd-machine-")
         options = [*_NSPAWN_OPTIONS, f"--bind-ro={self._clone}:{CLONE}"]
         if not os.path.isdir("/run/systemd/system"):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.installed import DAEMON, SERVER, STATE_FILE, Service
+from tests.support.tools import find
 from tests.support.waiting import eventually
 
 
@@ -16,7 +17,7 @@ def test_start_returns_once_the_daemon_is_ready_and_health_is_good_within_5_s(se
     assert service.show(DAEMON, "ActiveState") == "active"
     as_nobody = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
     eventually(lambda: service.health()[0] == 200, "a good health", within_s=5)
-    answer = service.run(*as_nobody, "curl", "-sf", "localhost:8888/funding/BTCUSDT").stdout
+    answer = service.run(*as_nobody, find("curl", "curl"), "-sf", "localhost:8888/funding/BTCUSDT").stdout
     assert json.loads(answer)["symbol"] == "BTCUSDT"
     assert "BTCUSDT" in json.loads(service.run(*as_nobody, "cat", STATE_FILE).stdout)["funding_state"]
 

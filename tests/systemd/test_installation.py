@@ -78,7 +78,7 @@ def test_upgrade_over_a_running_service(service: Service) -> None:
 @pytest.mark.parametrize(
     ("module", "fault", "reason"),
     [
-        ("daemon/rates.py", "import nothing", "binance_funding_ws_daemon.py does not run"),
+        ("daemon/supervisor.py", "import nothing", "binance_funding_ws_daemon.py does not run"),
         ("server/report.py", "import", "the programs do not compile"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 from binance_funding.schema import PROCESS
 from tests.support.installed import DAEMON, PREFIX, PYTHON, SERVER, STATE_DIRECTORY, Service
 from tests.support.programs import ROOT
+from tests.support.tools import find
 
 PROBE = """
 import ctypes, json, mmap, os, socket, stat, subprocess, sys
@@ -123,7 +124,7 @@ def test_both_programs_know_what_they_use(service: Service) -> None:
     """The sandbox hides other processes and most of /proc; what a program asks there of itself, it is told."""
     service.systemctl("start")
     service.wait_until_healthy()
-    answer = service.run("curl", "-sS", "http://127.0.0.1:8888/metrics").stdout
+    answer = service.run(find("curl", "curl"), "-sS", "http://127.0.0.1:8888/metrics").stdout
     for prefix in ("", "binance_funding_daemon_"):
         told = re.findall(rf"^{prefix}process_(\w+) \d", answer, re.MULTILINE)
         assert len(told) == len(set(told)) == len(PROCESS), told
@@ -135,7 +136,7 @@ def test_server_answers_this_host_only_until_the_documented_commands_let_others_
     The listening socket keeps the rule it was made under, however often the server is restarted or crashes.
     """
     outside = "192.0.2.1"
-    service.run("ip", "address", "replace", f"{outside}/32", "dev", "lo")
+    service.run(find("ip", "iproute2"), "address", "replace", f"{outside}/32", "dev", "lo")
     service.configure(API_HOST="0.0.0.0")
 
     def assert_silent() -> None:

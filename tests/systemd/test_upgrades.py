@@ -9,6 +9,7 @@ import pytest
 from tests.support.installed import DAEMON, PREFIX, SERVER, Service
 from tests.support.machine import CLONE
 from tests.support.steady_clients import ASKING, Asked, SteadyClients
+from tests.support.tools import find
 from tests.support.waiting import eventually
 
 NEXT_RELEASE = "echo '__version__ = \"next\"' >>binance_funding/__init__.py"
@@ -156,8 +157,13 @@ def test_another_address_is_used_from_the_next_restart_on(service: Service) -> N
         service.configure(API_HOST=host, API_PORT=port)
         service.systemctl("restart")
         # Whoever waits in the backlog of the socket that is given up is reset, and asks again.
-        service.run("curl", "-sf", "--retry", "9", "--retry-all-errors", f"localhost:{port}/funding/health")
-        assert service.run("ss", "-Hltn", f"sport = :{port}").stdout.split()[3] == f"{host}:{port}"
-        assert service.run("ss", "-Hltn", "sport >= :8888 and sport <= :8889").stdout.count("LISTEN") == 1
+        service.run(
+            find("curl", "curl"), "-sf", "--retry", "9", "--retry-all-errors", f"localhost:{port}/funding/health"
+        )
+        assert service.run(find("ss", "iproute2"), "-Hltn", f"sport = :{port}").stdout.split()[3] == f"{host}:{port}"
+        assert (
+            service.run(find("ss", "iproute2"), "-Hltn", "sport >= :8888 and sport <= :8889").stdout.count("LISTEN")
+            == 1
+        )
         assert service.show(SERVER, "NFileDescriptorStore") == "1"
     assert service.journal(SERVER, "-p", "warning") == []
