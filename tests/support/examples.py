@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from tests.exchange import Exchange
-from tests.support.programs import ROOT, Daemon, Program, Server
+from tests.support.programs import ROOT, Daemon, Program, Server, running_both
 from tests.support.tools import find
 from tests.support.waiting import PATIENCE_S, eventually
 
@@ -102,7 +102,7 @@ class Host(NamedTuple):
     addresses: dict[str, str]
 
     def ask(self, question: str, symbol: str = "BTCUSDT") -> subprocess.CompletedProcess[str]:
-        """Run the command that answers a question, of a symbol where it is about one."""
+        """Run the command that answers a question about this symbol."""
         require("bash", "curl", "jq")
         command = replaced(questions()[question], {**self.addresses, "BTCUSDT": symbol})
         return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE_S)
@@ -110,13 +110,10 @@ class Host(NamedTuple):
 
 @contextlib.contextmanager
 def running(exchange: Exchange, folder: Path, *, every_second: bool = False) -> Iterator[Host]:
-    """Run both programs and an exchange that is not started yet, with either stream; all is well when this begins."""
-    with contextlib.ExitStack() as opened:
-        opened.enter_context(exchange)
+    """Run an exchange, with either stream, and both programs. The service is healthy when the block begins."""
+    with exchange:
         url = exchange.ws_url_1s if every_second else exchange.ws_url
-        daemon = opened.enter_context(Daemon(exchange, folder, BINANCE_WS_URLS=url))
-        server = opened.enter_context(Server(folder))
-        daemon.wait_for_live()
-        eventually(lambda: server.get("/funding/health")[1]["status"] == "healthy", "healthy")
-        addresses = {SERVER: f"http://127.0.0.1:{server.port}", BINANCE: exchange.rest_url}
-        yield Host(exchange, daemon, server, addresses)
+        with running_both(exchange, folder, BINANCE_WS_URLS=url) as (daemon, server):
+            eventually(lambda: server.get("/funding/health")[1]["status"] == "healthy", "healthy")
+            addresses = {SERVER: f"http://127.0.0.1:{server.port}", BINANCE: exchange.rest_url}
+            yield Host(exchange, daemon, server, addresses)

@@ -100,6 +100,11 @@ class Service:
         self.run("systemctl", verb, *options, unit)
         return time.monotonic() - started_s
 
+    def start(self) -> None:
+        """Start the service and wait until it is healthy."""
+        self.systemctl("start")
+        self.wait_until_healthy()
+
     def show(self, unit: str, name: str) -> str:
         """One property of a unit."""
         return self.run("systemctl", "show", f"--property={name}", "--value", unit).stdout.strip()

@@ -1,5 +1,6 @@
 """The real programs as subprocesses, for tests: started, watched through their log and their files, stopped."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -10,10 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tests.exchange import Exchange
 from tests.support.waiting import PATIENCE_S, eventually
@@ -203,3 +204,18 @@ class Server(Program):
         """Get a path; return status and parsed JSON."""
         status, _, body = self.request(path)
         return status, json.loads(body)
+
+
+class Both(NamedTuple):
+    """Both programs on one state file."""
+
+    daemon: Daemon
+    server: Server
+
+
+@contextlib.contextmanager
+def running_both(exchange: Exchange, folder: Path, **settings: Any) -> Iterator[Both]:
+    """Run both programs with the same settings against a started exchange. The block begins when the daemon is live."""
+    with Daemon(exchange, folder, **settings) as daemon, Server(folder, **settings) as server:
+        daemon.wait_for_live()
+        yield Both(daemon, server)

@@ -16,8 +16,7 @@ def test_the_installed_service_is_checked_as_it_runs(service: Service) -> None:
     owner = service.run("stat", "--format=%U", STATE_DIRECTORY).stdout.strip()
     assert owner == "binance-funding"
 
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     pid, log = service.pid(DAEMON), service.journal()
     beside = service.run(CHECK).stdout
     assert f" s ago by the running daemon, pid {pid}" in beside

@@ -24,8 +24,7 @@ def test_start_returns_once_the_daemon_is_ready_and_health_is_good_within_5_s(se
 
 def test_status_shows_symbols_age_and_source(service: Service) -> None:
     """The Status line of `systemctl status` says how the daemon is, and follows it."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     pattern = r"Status: \"[1-9]\d* symbols, newest \d+ s old, source stream, 2 of 2 connections"
     eventually(lambda: re.search(pattern, service.run("systemctl", "status", DAEMON).stdout), "the status line")
     service.exchange.down()
@@ -37,8 +36,7 @@ def test_stop_ends_both_within_3_s(service: Service) -> None:
     for unit in (DAEMON, SERVER):
         tell = 'echo "ended: $SERVICE_RESULT, $EXIT_CODE $EXIT_STATUS"'
         service.drop_in(unit, f"ExecStopPost=sh -c '{tell}'")
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     assert service.systemctl("stop") < 3
     for unit in (DAEMON, SERVER):
         assert service.pid(unit) == 0
@@ -47,8 +45,7 @@ def test_stop_ends_both_within_3_s(service: Service) -> None:
 
 def test_restart_restarts_both(service: Service) -> None:
     """`systemctl restart` of the one name brings up two new processes, with the settings as they are now."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     old = service.pid(DAEMON), service.pid(SERVER)
     service.configure(LOG_LEVEL="DEBUG", STALE_SECONDS=100)
     service.systemctl("restart")
@@ -58,8 +55,7 @@ def test_restart_restarts_both(service: Service) -> None:
 
 def test_restart_keeps_records_and_gaps(service: Service) -> None:
     """What the daemon knew before a stop it knows afterwards, with the old times; the stop itself is a gap."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     service.exchange.down()
     service.systemctl("stop")
     before = service.state()
@@ -108,15 +104,13 @@ def test_wrong_setting_fails_at_once_and_says_why(service: Service) -> None:
     assert [line for line in status.splitlines() if "STALE_SECONDS" in line and "soon" in line]
     assert "Traceback" not in status
     service.configure()
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
 
 
 @pytest.mark.parametrize(("name", "value"), [("STALE_SECONDS", "soon"), ("STATE_FILE", "/nowhere/state.json")])
 def test_wrong_setting_in_a_restart_takes_both_down_until_it_is_mended(service: Service, name: str, value: str) -> None:
     """The server does not live on without the daemon, whether the setting would be wrong for it too or not."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     service.configure(**{name: value})
     assert service.run("systemctl", "restart", DAEMON, check=False).returncode != 0
     eventually(lambda: (service.pid(DAEMON), service.pid(SERVER)) == (0, 0), "both to be down")

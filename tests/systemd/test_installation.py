@@ -53,8 +53,7 @@ def test_upgrade_over_a_running_service(service: Service) -> None:
 
     The running programs keep their files until then: of releases, the one before stays, and no older one.
     """
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     service.machine.path(SETTINGS_FILE).open("a").write("# mine\n")
     settings = service.machine.path(SETTINGS_FILE).read_bytes()
     old = service.pid(DAEMON), service.pid(SERVER)
@@ -96,8 +95,7 @@ def test_failed_upgrade_changes_nothing(service: Service, module: str, fault: st
 def test_uninstallation_leaves_the_settings_only(service: Service) -> None:
     """Of a running, enabled service the installed script takes all away; `make uninstall` then has nothing to do."""
     service.systemctl("enable")
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     settings = service.machine.path(SETTINGS_FILE).read_bytes()
     for command in (f"sh {PREFIX}/current/packaging/install.sh uninstall", f"make -C {CLONE} uninstall"):
         service.run("sh", "-c", command)

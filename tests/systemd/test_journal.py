@@ -8,8 +8,7 @@ from tests.support.waiting import eventually
 
 def test_no_warning_in_a_quiet_run(service: Service) -> None:
     """`journalctl -p warning` is empty after start, work, restart and stop."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     eventually(lambda: service.state()["comparison"]["totals"]["runs"] >= 2, "two comparisons with REST")
     service.systemctl("restart")
     service.wait_until_healthy()
@@ -21,8 +20,7 @@ def test_no_warning_in_a_quiet_run(service: Service) -> None:
 
 def test_warnings_of_a_rough_run_are_its_losses(service: Service) -> None:
     """`journalctl -p warning` holds one line for each lost connection, and whether REST had to stand in meanwhile."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
 
     def connected() -> int:
         return sum(line.startswith("connected ") for line in service.journal())

@@ -122,8 +122,7 @@ def test_sandbox_leaves_no_way_out(service: Service, unit: str) -> None:
 
 def test_both_programs_know_what_they_use(service: Service) -> None:
     """The sandbox hides other processes and most of /proc; what a program asks there of itself, it is told."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     answer = service.run(find("curl", "curl"), "-sS", "http://127.0.0.1:8888/metrics").stdout
     for prefix in ("", "binance_funding_daemon_"):
         told = re.findall(rf"^{prefix}process_(\w+) \d", answer, re.MULTILINE)

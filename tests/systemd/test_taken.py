@@ -122,8 +122,7 @@ def test_daemon_that_waits_stops_within_3_s(service: Service) -> None:
 def test_restart_of_a_crashed_daemon_waits_as_well(service: Service) -> None:
     """Where its file was taken before systemd restarted it, it waits as at the first start."""
     service.drop_in(DAEMON, "RestartSec=3")
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     service.run("kill", "-KILL", str(service.pid(DAEMON)))
     eventually(lambda: service.pid(DAEMON) == 0, "its end")
     with other_daemon(service):
@@ -136,8 +135,7 @@ def test_restart_of_a_crashed_daemon_waits_as_well(service: Service) -> None:
 def test_port_of_a_crashed_server_cannot_be_taken(service: Service) -> None:
     """It stays with systemd until the server is back."""
     service.drop_in(SERVER, "RestartSec=3")
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     service.run("kill", "-KILL", str(service.pid(SERVER)))
     eventually(lambda: service.pid(SERVER) == 0, "its end")
     with pytest.raises(OSError, match="in use"), taken_port(service):
@@ -147,8 +145,7 @@ def test_port_of_a_crashed_server_cannot_be_taken(service: Service) -> None:
 
 def test_port_of_a_stopped_service_is_free(service: Service) -> None:
     """A stop, unlike a restart, leaves nothing listening."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     service.systemctl("stop")
     with taken_port(service):
         assert service.show(SERVER, "NFileDescriptorStore") == "0"

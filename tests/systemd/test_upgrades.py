@@ -19,8 +19,7 @@ NEXT_RELEASE = "echo '__version__ = \"next\"' >>binance_funding/__init__.py"
 def clients(service: Service) -> Iterator[SteadyClients]:
     """The service, running, and clients that ask it."""
     service.configure(HEARTBEAT_SECONDS=5)  # as it is by default: health says from it whether the daemon lives
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     clients = SteadyClients(8888)
     with contextlib.ExitStack() as stack:
         with service.machine.network():
@@ -151,8 +150,7 @@ def test_rolling_back_without_a_release_before_changes_nothing(service: Service)
 
 def test_another_address_is_used_from_the_next_restart_on(service: Service) -> None:
     """API_PORT and API_HOST: the socket kept so far is given up, and nothing has to be waited for."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     for host, port in (("127.0.0.1", 8889), ("0.0.0.0", 8889), ("0.0.0.0", 8888)):
         service.configure(API_HOST=host, API_PORT=port)
         service.systemctl("restart")
