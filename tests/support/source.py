@@ -1,7 +1,8 @@
-"""Facts about the source code, found without running it: imports and lines of code."""
+"""Facts about the source code, found without running it: imports, log events and lines of code."""
 
 import ast
 import io
+import re
 import tokenize
 from pathlib import Path
 
@@ -9,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "binance_funding"
 PROGRAMS = (ROOT / "binance_funding_ws_daemon.py", ROOT / "funding_api_server.py")
 
+_LOGGED = re.compile(r"""(?:\.(?:info|warning|error|warn)\(|\.log\([\w.]+, |\blog_as=)"([^"]+)\"""")
 _TOKENS_WITHOUT_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -52,3 +54,8 @@ def imports(path: Path, root: Path = ROOT) -> set[str]:
             module = ".".join([*start, *filter(None, [node.module])])
             names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return names
+
+
+def log_events(source: str) -> set[str]:
+    """Return the events that the source passes to loggers as plain texts."""
+    return set(_LOGGED.findall(source))
