@@ -32,6 +32,7 @@ from tests.support.exchange_client import (
 from tests.support.waiting import PATIENCE_S, eventually
 
 EVENT_TIME_MS = 1_795_500_000_000
+HOUR_MS = 3_600_000
 
 
 @pytest.fixture
@@ -80,17 +81,15 @@ def test_not_every_interval_is_listed(exchange: Exchange) -> None:
 
 
 def test_settled_rates_are_those_of_the_rows(exchange: Exchange) -> None:
-    """The newest settlement comes last, as soon as it is due and a few ms late; 100 come unless fewer are asked for."""
-    market = exchange.market
-    due_ms = market.row("BTCUSDT", EVENT_TIME_MS)["T"]
-    before = market.funding_history("BTCUSDT", due_ms - 1, 0, 3)
-    *older, newest = market.funding_history("BTCUSDT", due_ms + 10, 0, 4)
-    assert older == before
-    assert newest["fundingRate"] == market.row("BTCUSDT", due_ms)["r"] != before[-1]["fundingRate"]
-    assert 0 <= newest["fundingTime"] - due_ms < 8
+    """REST has the rate that the stream had at the full hour of the settlement. The newest settlement comes last."""
     rows = get(exchange, FUNDING_RATE + "?symbol=BTCUSDT").json()
     assert len(rows) == 100
-    assert get(exchange, f"{FUNDING_RATE}?symbol=BTCUSDT&startTime={rows[-3]['fundingTime']}").json() == rows[-3:]
+    for row in rows:
+        streamed = exchange.market.row("BTCUSDT", row["fundingTime"] // HOUR_MS * HOUR_MS)
+        assert (row["fundingRate"], row["markPrice"]) == (streamed["r"], streamed["p"])
+    newest_ms = rows[-1]["fundingTime"]
+    assert exchange.now_ms() - 8 * HOUR_MS < newest_ms <= exchange.now_ms()
+    assert get(exchange, f"{FUNDING_RATE}?symbol=BTCUSDT&startTime={newest_ms}").json() == rows[-1:]
 
 
 def test_all_connections_get_the_same_messages() -> None:
