@@ -73,8 +73,9 @@ clean: ## remove virtual environments and caches
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/run.stamp: requirements.txt
-	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
-	  { echo "no virtual environment: on Debian and Ubuntu, apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "no virtual environment: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements.txt
 	@touch $@
 

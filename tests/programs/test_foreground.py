@@ -22,11 +22,11 @@ COMMAND = [sys.executable, str(ROOT / "packaging" / "foreground.py")]
 
 
 @contextlib.contextmanager
-def foreground(folder: Path, *arguments: str, **settings: object) -> Iterator[subprocess.Popen[str]]:
-    """Run both programs in a folder, with a pipe from their stderr; end them by SIGTERM."""
+def foreground(folder: Path, *arguments: str, under: str = "", **settings: object) -> Iterator[subprocess.Popen[str]]:
+    """Run both programs in a folder, as arguments of another command if one is given. SIGTERM ends them."""
     environment = {**os.environ, **{name: str(value) for name, value in settings.items()}}
     with subprocess.Popen(
-        [*COMMAND, *arguments],
+        [*under.split(), *COMMAND, *arguments],
         cwd=folder,
         env=environment,
         stderr=subprocess.PIPE,
@@ -116,6 +116,18 @@ def test_demo_answers_and_leaves_nothing_behind(tmp_path: Path, signals: list[si
             time.sleep(0.1)
         assert demo.wait(PATIENCE_S) == 0
     eventually(lambda: not _alive(marker), "all programs gone")
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path: Path) -> None:
+    """A SIGHUP that is ignored at the start stays ignored; SIGTERM still ends all."""
+    with foreground(tmp_path, "--demo", under="nohup", API_PORT=free_port()) as demo:
+        address = hint(demo)
+        demo.send_signal(signal.SIGHUP)
+        time.sleep(1)  # nothing to wait for: nothing must happen
+        assert ask(address) == 200
+        assert demo.poll() is None
+        demo.terminate()
+        assert demo.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.parametrize(
