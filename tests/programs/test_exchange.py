@@ -202,8 +202,8 @@ def test_nothing_follows_half_a_frame(exchange: Exchange) -> None:
         exchange.send_half_frame()
         exchange.tick()
         exchange.ping()
+        received = sock.recv(65536)
         sock.settimeout(0.2)
-        received = b""
         with contextlib.suppress(TimeoutError):
             while data := sock.recv(65536):
                 received += data
