@@ -10,7 +10,7 @@ from tests.support.waiting import eventually
 
 
 def test_killed_daemon_is_back_within_3_s_while_the_server_answers(service: Service) -> None:
-    """SIGKILL of the daemon costs neither the server nor one of its answers."""
+    """SIGKILL of the daemon ends neither the server nor any of its answers."""
     service.start()
     daemon, server = service.pid(DAEMON), service.pid(SERVER)
     killed_s = time.monotonic()
@@ -45,12 +45,12 @@ def test_systemd_never_gives_up(service: Service) -> None:
 
 @pytest.mark.parametrize("verb", ["stop", "restart"])
 def test_one_name_controls_both_while_a_crashed_daemon_waits(service: Service, verb: str) -> None:
-    """In the second between a crash and the next start, too, the server is stopped or restarted with the daemon."""
+    """The server is stopped or restarted with the daemon, even in the second between a crash and the next start."""
     service.start()
     server = service.pid(SERVER)
     service.signal("KILL")
     eventually(lambda: service.pid(DAEMON) == 0, "its end")
-    time.sleep(0.3)  # amid the second: at any other time, too, both must follow
+    time.sleep(0.3)  # in the middle of that second; both must follow at any other time, too
     service.systemctl(verb)
     if verb == "stop":
         assert (service.pid(DAEMON), service.pid(SERVER)) == (0, 0)
@@ -61,7 +61,7 @@ def test_one_name_controls_both_while_a_crashed_daemon_waits(service: Service, v
 
 @pytest.mark.parametrize("unit", [DAEMON, SERVER])
 def test_frozen_process_is_replaced(service: Service, unit: str) -> None:
-    """A process that SIGSTOP has frozen is noticed by the watchdog and replaced; the other one goes on."""
+    """The watchdog replaces a process that SIGSTOP has frozen. The other program goes on."""
     service.drop_in(unit, "WatchdogSec=3", "TimeoutAbortSec=1")
     other = SERVER if unit == DAEMON else DAEMON
     service.start()
@@ -74,14 +74,14 @@ def test_frozen_process_is_replaced(service: Service, unit: str) -> None:
 
 
 def test_both_are_watched(service: Service) -> None:
-    """As installed, either process has 20 s to report in."""
+    """The installed units give each process 20 s to report."""
     service.systemctl("start")
     for unit in (DAEMON, SERVER):
         eventually(lambda: service.show(unit, "WatchdogUSec") == "20s", f"the watchdog of {unit}")  # noqa: B023
 
 
 def test_watchdog_leaves_working_processes_alone(service: Service) -> None:
-    """Over several watchdog periods both go on, the server without a single request too."""
+    """Both run for several watchdog periods. The server needs no requests for that."""
     for unit in (DAEMON, SERVER):
         service.drop_in(unit, "WatchdogSec=1")
     service.systemctl("start")
