@@ -122,28 +122,30 @@ class Settings:
     state_file: str = _setting(".funding_state.json", _path, BOTH, "the file that both programs share")
     stale_seconds: float = _duration("180", BOTH, "data older than this is stale: the server answers 503")
     silence_seconds: float = _duration(
-        "15", DAEMON, "a connection whose newest mark prices are older than this, by Binance's clock, is dropped"
+        "15", DAEMON, "a connection whose newest mark prices are older than this, by Binance's clock, is replaced"
     )
     stream_connections: int = _setting(
-        "2", _whole(1, 8), BOTH, "live connections kept at once; a second one makes any single loss gapless"
+        "2", _whole(1, 8), BOTH, "live connections kept at once; with two, the loss of one loses no data"
     )
     connection_max_age_seconds: float = _duration(
-        "82800", DAEMON, "planned replacement of a connection, before Binance cuts it after 24 h"
+        "82800", DAEMON, "a connection is replaced at this age; Binance closes it after 24 h"
     )
-    reconnect_min_seconds: float = _duration("0.5", DAEMON, "first wait before reconnecting; doubles each time")
+    reconnect_min_seconds: float = _duration("0.5", DAEMON, "first wait before reconnecting; it doubles each time")
     reconnect_max_seconds: float = _duration(
-        "60", DAEMON, "longest wait before reconnecting; while no connection is live, 10 s at most"
+        "60", DAEMON, "longest wait before reconnecting; at most 10 s while no connection is live"
     )
-    rest_poll_seconds: float = _duration("60", DAEMON, "time between REST snapshots while the stream is well")
+    rest_poll_seconds: float = _duration("60", DAEMON, "time between REST snapshots while the stream works")
     rest_fallback_seconds: float = _duration(
-        "10", DAEMON, "time between REST snapshots while the stream brings nothing current"
+        "10", DAEMON, "time between REST snapshots while the stream delivers nothing new"
     )
     rest_timeout_seconds: float = _duration("10", DAEMON, "longest wait for one REST answer")
-    heartbeat_seconds: float = _duration("5", BOTH, "the state file is rewritten at least this often, data or not")
+    heartbeat_seconds: float = _duration(
+        "5", BOTH, "the state file is rewritten at least this often, also without data"
+    )
     api_host: str = _setting("127.0.0.1", _host, SERVER, "address the server listens on")
     api_port: int = _setting("8888", _whole(1, 65535), SERVER, "port the server listens on")
     api_max_connections: int = _setting(
-        "1024", _whole(1, 100_000), SERVER, "clients at once; beyond it the connection idle longest gives way"
+        "1024", _whole(1, 100_000), SERVER, "connections at once; beyond that, a new one replaces the one idle longest"
     )
     log_level: str = _setting("INFO", _level, BOTH, "DEBUG, INFO, WARNING or ERROR")
 

@@ -9,25 +9,12 @@ import pytest
 from selenium.webdriver import Keys
 
 from tests.support.browser import Browser
-from tests.support.page_files import market, quarter, quarter_start_s, serve, served, write
+from tests.support.page_files import market, quarter, quarter_start_s, served, write
 from tests.support.programs import Server
 
 NARROW, WIDE = (360, 740), (1600, 1000)
 AXE = files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 FOCUSED = "const at = document.activeElement; return at.id || at.textContent;"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the state file."""
-    return tmp_path_factory.mktemp("host")
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
-    """The server alone."""
-    with serve(folder) as server:
-        yield server
 
 
 @pytest.fixture

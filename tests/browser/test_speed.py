@@ -8,7 +8,7 @@ from selenium.webdriver import Keys
 
 from tests.exchange import Exchange, Market
 from tests.support.browser import Browser
-from tests.support.programs import Daemon, Server
+from tests.support.programs import Server, running_both
 
 pytestmark = pytest.mark.alone
 
@@ -29,9 +29,8 @@ def assert_never_long(measure: Callable[[], list[float]]) -> None:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """Both programs over an exchange of Binance's size, at its faster rate."""
-    with Exchange(Market(), tick_s=1.0) as exchange, Daemon(exchange, tmp_path) as daemon, Server(tmp_path) as server:
-        daemon.wait_for_live()
-        yield server
+    with Exchange(Market(), tick_s=1.0) as exchange, running_both(exchange, tmp_path) as both:
+        yield both.server
 
 
 def test_no_update_blocks_the_page(browser: Browser, server: Server) -> None:

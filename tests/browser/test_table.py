@@ -3,7 +3,6 @@
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +38,6 @@ KEYS = {
 """What each column is sorted by."""
 RISING_FIRST = {"Symbol", "Next funding"}
 MINUS, NO_VALUE = "\N{MINUS SIGN}", "\N{EN DASH}"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the state file."""
-    return tmp_path_factory.mktemp("host")
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
-    """The server alone."""
-    with serve(folder) as server:
-        yield server
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import pytest
 from binance_funding.service import EX_UNAVAILABLE
 from tests.exchange import Exchange, Market
 from tests.support.programs import ROOT, STATE_FILE, Daemon, Program, Server, free_port
+from tests.support.tools import find
 from tests.support.waiting import PATIENCE_S, eventually
 
 NON_ASCII = "币安人生USDT"
@@ -43,7 +44,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def curl(server: Server, path: str, *options: str) -> tuple[str, dict[str, str], bytes]:
     """Ask with curl; return status line, headers with names in lower case, and body."""
     url = f"http://127.0.0.1:{server.port}{path}"
-    output = subprocess.run(["curl", "-sS", "-i", "-m", "20", *options, url], capture_output=True, check=True).stdout
+    command = [find("curl", "curl"), "-sS", "-i", "-m", "20", *options, url]
+    output = subprocess.run(command, capture_output=True, check=True).stdout
     head, _, body = output.partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
     return status, {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}, body
@@ -148,7 +150,7 @@ def test_preflight_of_a_browser_is_answered(server: Server) -> None:
 def test_connection_is_kept_for_the_next_request(server: Server) -> None:
     """Curl uses one connection for two addresses."""
     url = f"http://127.0.0.1:{server.port}/funding/BTCUSDT"
-    answer = subprocess.run(["curl", "-sv", url, url], capture_output=True, text=True, check=True)
+    answer = subprocess.run([find("curl", "curl"), "-sv", url, url], capture_output=True, text=True, check=True)
     assert re.search("Re-using existing", answer.stderr)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.exchange import Exchange, Market
 from tests.support.browser import chromium
 from tests.support.page_files import QUARTER_S, aged, quarter, quarter_start_s, write
-from tests.support.programs import ROOT, Daemon, Server
+from tests.support.programs import ROOT, running_both
 
 _PICTURE = ROOT / "docs" / "page.png"
 _EVENTS: dict[int, dict[str, float]] = {
@@ -28,15 +28,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="page-") as name, Exchange(market, tick_s=1.0) as exchange:
         folder = Path(name)
         write(folder, {"BTCUSDT": aged(8)}, history=history, gaps=gaps)
-        with Daemon(exchange, folder, STALE_SECONDS=180) as daemon, Server(folder, STALE_SECONDS=180) as server:
-            daemon.wait_for_live()
-            with chromium() as browser:
-                browser.resize(1280, 800)
-                browser.open(server)
-                browser.wait_for_banner("healthy", f"{len(market.symbols)} symbols")
-                browser.wait_for_rows(len(market.symbols))
-                browser.wait("strip.children.length === 97", "the strip")
-                picture = browser.set("Page.captureScreenshot", format="png")["data"]
+        with running_both(exchange, folder, STALE_SECONDS=180) as both, chromium() as browser:
+            browser.resize(1280, 800)
+            browser.open(both.server)
+            browser.wait_for_banner("healthy", f"{len(market.symbols)} symbols")
+            browser.wait_for_rows(len(market.symbols))
+            browser.wait("strip.children.length === 97", "the strip")
+            picture = browser.set("Page.captureScreenshot", format="png")["data"]
     _PICTURE.write_bytes(base64.b64decode(picture))
 
 
