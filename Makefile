@@ -28,7 +28,7 @@ demo: $(VENV)/demo.stamp ## the same against a simulated exchange; needs no netw
 check-host: $(VENV)/run.stamp ## why it does or does not work on this host, a line for each step; 20 s at most
 	@$(BIN)/python binance_funding_ws_daemon.py --check
 
-check: $(VENV)/test.stamp ## lint, types, unit and simulated tests: under a minute
+check: $(VENV)/test.stamp ## lint, types, unit and simulated tests, size: under a minute
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy --cache-dir=$(VENV)/mypy-cache
@@ -39,15 +39,14 @@ check: $(VENV)/test.stamp ## lint, types, unit and simulated tests: under a minu
 # Most tests with real programs, a browser or a booted systemd wait rather than work. So more of them run at once than
 # there are cores, and the machine with systemd runs beside them. Tests that load the machine run after the others.
 # A part that fails does not stop the others. The last lines name the parts that failed.
-test: export MISSING_PROGRAMS = $(CURDIR)/$(VENV)/missing-programs
+test: export SKIPPED_TESTS = $(CURDIR)/$(VENV)/skipped-tests
 test: check ## everything: check, then the tests with real programs, a browser and a booted systemd
-	@rm -f $$MISSING_PROGRAMS; failed=; \
+	@rm -f $$SKIPPED_TESTS; failed=; \
 	$(PYTEST) tests/systemd >$(VENV)/systemd.log 2>&1 & systemd=$$!; trap 'kill $$systemd; exit 130' INT TERM; \
 	$(PYTEST) -n 4 --dist loadfile -m "not alone" tests/programs tests/browser || failed="programs and browser"; \
 	wait $$systemd || failed="$${failed:+$$failed, }systemd"; cat $(VENV)/systemd.log; \
 	$(PYTEST) -m alone tests/programs tests/browser || failed="$${failed:+$$failed, }alone"; \
-	if test -s $$MISSING_PROGRAMS; then echo "tests skipped because a program is missing:"; \
-	  sort $$MISSING_PROGRAMS | uniq -c; fi; \
+	if test -s $$SKIPPED_TESTS; then echo "skipped tests:"; sort $$SKIPPED_TESTS | uniq -c; fi; \
 	if test "$$failed"; then echo "FAILED: $$failed" >&2; exit 1; fi
 
 test-all: ## check with every Python from 3.10 on that is found in PATH or installed by pyenv

@@ -79,7 +79,7 @@ class Machine:
         self._leader_pid = 0
 
     def __enter__(self) -> Machine:
-        """Boot. Returns when the machine's systemd is ready; raises CannotBootError or MissingProgram."""
+        """Boot. Returns when the machine's systemd is ready; raises CannotBootError."""
         try:
             self._boot()
         except BaseException:
