@@ -9,8 +9,8 @@ from typing import Any
 
 from .. import __version__
 from ..schema import HEADER, PROCESS, REST, SERVED, STATUS, TOTALS, Field
+from .content import Content
 from .http.meter import BUCKETS_S, Meter
-from .view import View
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -21,9 +21,9 @@ _Samples = list[tuple[str, Any]]
 _Families = Iterator[tuple[str, str, _Samples]]
 
 
-def render(view: View) -> str:
-    """Return all metrics of one state file; what the file does not know is left out."""
-    return _text(_of_file(view))
+def render(content: Content) -> str:
+    """Return all metrics of one state file. A value that the file does not know is left out."""
+    return _text(_of_file(content))
 
 
 def render_server(meter: Meter, usage: Mapping[str, float | None]) -> str:
@@ -47,9 +47,9 @@ def _family_text(name: str, meaning: str, lines: list[str]) -> str:
     return "\n".join([*described, *lines, ""])
 
 
-def _of_file(view: View) -> _Families:
-    state, status = view.state, view.status
-    records = [(_label("symbol", symbol), record) for symbol, record in view.records.items()]
+def _of_file(content: Content) -> _Families:
+    state, status = content.state, content.status
+    records = [(_label("symbol", symbol), record) for symbol, record in content.records.items()]
     for one in filter(_has_metric, SERVED):
         yield _PREFIX + one.metric, one.meaning, [(label, record[one.name]) for label, record in records]
     yield _PREFIX + "symbols", "symbols in the state file", [("", len(records))]
@@ -58,10 +58,10 @@ def _of_file(view: View) -> _Families:
     for section, values in sections:
         for one in filter(_has_metric, section):
             yield _family(one, values[one.name])
-    yield _PREFIX + "info", "version of the HTTP server", [(_label("version", __version__), 1)]
 
 
 def _of_server(meter: Meter, usage: Mapping[str, float | None]) -> _Families:
+    yield _PREFIX + "info", "version of the HTTP server", [(_label("version", __version__), 1)]
     tallies = sorted(meter.tallies.items())
     counts = [(f'{{route="{route}",status="{status}"}}', tally.requests) for (route, status), tally in tallies]
     yield _PREFIX + "http_requests_total", "requests answered, refused ones too", counts

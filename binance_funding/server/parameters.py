@@ -1,59 +1,73 @@
-"""What may follow the question mark of a request. Pure."""
+"""The parameters of a request, after the question mark. Pure."""
 
 import re
-from collections.abc import Collection
-from typing import NamedTuple
-from urllib.parse import parse_qs
+from collections.abc import Collection, Mapping, Sequence
+from urllib.parse import unquote_plus
 
 from ..schema import SERVED
-from .view import upper
+from .listing import SortOrder, upper
 
 SORT_FIELDS = (*(one.name for one in SERVED), "ageSeconds")
 _SHOWN_CHARACTERS = 40
+_BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
+
+Given = Mapping[str, Sequence[str]]
+"""The values of each parameter that a request has, in the order given."""
 
 
 class InvalidParameter(Exception):
-    """A parameter is missing, not served or has a bad value; the text says what is allowed."""
+    """A parameter is missing, unknown or has a bad value; the text says what is allowed."""
 
 
-class Parameters(NamedTuple):
-    """What a request asks for: symbols in upper case, each once, None where they are not named; limit None for all."""
-
-    symbols: tuple[str, ...] | None = None
-    sort: str = ""
-    limit: int | None = None
-
-
-def read_parameters(query: str, allowed: Collection[str]) -> Parameters:
-    """Read a query, of which only the parameters allowed may be given. Raises InvalidParameter."""
-    try:
-        given = parse_qs(query, keep_blank_values=True, errors="strict")
-    except ValueError:
-        raise InvalidParameter("a parameter is not percent-encoded UTF-8") from None
-    served = f"allowed: {', '.join(allowed)}" if allowed else "none is allowed here"
-    for name in given:
+def parse(query: str, allowed: Collection[str]) -> Given:
+    """Decode a query. Raises InvalidParameter if it has a parameter that is not allowed."""
+    given: dict[str, list[str]] = {}
+    for piece in filter(None, query.split("&")):
+        name, _, value = piece.partition("=")
+        name = _decoded(name)
         if name not in allowed:
-            raise InvalidParameter(f"unknown parameter '{name[:_SHOWN_CHARACTERS]}'; {served}")
-    return Parameters(_symbols(given.get("symbols")), _sort(given.get("sort")), _limit(given.get("limit")))
+            hint = f"allowed: {', '.join(allowed)}" if allowed else "none is allowed here"
+            raise InvalidParameter(f"unknown parameter '{name[:_SHOWN_CHARACTERS]}'; {hint}")
+        given.setdefault(name, []).append(_decoded(value))
+    return given
 
 
-def _symbols(values: list[str] | None) -> tuple[str, ...] | None:
-    if values is None:
+def _decoded(text: str) -> str:
+    try:
+        if not _BAD_ESCAPE.search(text):
+            return unquote_plus(text, errors="strict")
+    except UnicodeDecodeError:
+        pass
+    raise InvalidParameter("a parameter is not percent-encoded UTF-8")
+
+
+def symbols(given: Given) -> tuple[str, ...] | None:
+    """Return the symbols that are named, each once and in upper case; None if the parameter is absent."""
+    if "symbols" not in given:
         return None
-    symbols = [upper(symbol.strip()) for symbol in ",".join(values).split(",")]
-    named = tuple(dict.fromkeys(filter(None, symbols)))
+    names = [name.strip() for name in upper(",".join(given["symbols"])).split(",")]
+    named = tuple(dict.fromkeys(filter(None, names)))
     if not named:
         raise InvalidParameter("'symbols' is empty; allowed: names with commas between them, e.g. BTCUSDT,ETHUSDT")
     return named
 
 
-def _sort(values: list[str] | None) -> str:
-    if values and (len(values) > 1 or values[0].removeprefix("-") not in SORT_FIELDS):
-        raise InvalidParameter(f"'sort' is not one field; allowed, with '-' to reverse: {', '.join(SORT_FIELDS)}")
-    return values[0] if values else ""
+def sort_order(given: Given) -> SortOrder | None:
+    """Return the order that `sort` asks for; None if the parameter is absent."""
+    if "sort" not in given:
+        return None
+    text, *others = given["sort"]
+    order = SortOrder(text.removeprefix("-"), text.startswith("-"))
+    if others or order.field not in SORT_FIELDS:
+        raise InvalidParameter(f"'sort' must be one field; allowed, with '-' to reverse: {', '.join(SORT_FIELDS)}")
+    return order
 
 
-def _limit(values: list[str] | None) -> int | None:
-    if values and (len(values) > 1 or not re.fullmatch("[1-9][0-9]{0,8}", values[0])):
-        raise InvalidParameter("'limit' is not one number above 0; allowed: whole numbers from 1")
-    return int(values[0]) if values else None
+def limit(given: Given) -> int | None:
+    """Return the value of `limit`; None if the parameter is absent."""
+    if "limit" not in given:
+        return None
+    text, *others = given["limit"]
+    if others or not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise InvalidParameter("'limit' must be one whole number, 1 or more")
+    return int(text)

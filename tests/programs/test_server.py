@@ -109,7 +109,11 @@ def test_health_and_report_must_not_be_stored(server: Server) -> None:
     [
         ("/funding/NOPE", (), 404, ""),
         ("/nope", (), 404, ""),
-        ("/funding/BTC/USDT", (), 404, ""),
+        ("/funding/BTC/USDT", (), 404, "cache-control: no-store"),
+        ("/funding/stream/", (), 404, "cache-control: no-store"),
+        ("/metrics/", (), 404, "cache-control: no-store"),
+        ("/funding/%zz", (), 400, "cache-control: no-store"),
+        ("/funding/batch?symbols=%zz", (), 400, "cache-control: no-store"),
         ("/funding/batch", (), 400, ""),
         ("/funding/%FF", (), 400, ""),
         ("/funding/BTCUSDT", ("-X", "POST"), 405, "allow: GET, HEAD, OPTIONS"),
@@ -162,12 +166,15 @@ def test_root_lists_what_there_is(server: Server) -> None:
 def test_no_file_is_503_until_there_is_one(tmp_path: Path) -> None:
     """Health, symbols and the list say that there is no data; they answer as soon as a daemon has written."""
     with Server(tmp_path) as server:
-        for path in ("/funding/health", "/funding/BTCUSDT", "/funding", "/funding/batch?symbols=A", "/metrics"):
+        for path in ("/funding/health", "/funding/BTCUSDT", "/funding", "/funding/batch?symbols=A"):
             status, headers, body = server.request(path)
             assert status == 503
             assert headers["retry-after"]
             assert headers["cache-control"] == "no-store"
             assert "no such file" in json.loads(body)["error"]
+        status, _, body = server.request("/metrics")
+        assert status == 200
+        assert b"\nprocess_resident_memory_bytes " in body
         with Exchange(Market(usd_m=5, tradfi=2), tick_s=0.5) as exchange, Daemon(exchange, tmp_path) as daemon:
             daemon.wait_for_live()
             eventually(lambda: server.get("/funding/health")[0] == 200, "health")

@@ -60,10 +60,10 @@ class Response(NamedTuple):
 
 
 def error_response(status: int, message: str, *headers: tuple[str, str]) -> Response:
-    """Make a response whose body is {"error": message}; no cache may keep it where status is 503."""
-    no_store = (("Cache-Control", "no-store"),) if status == HTTPStatus.SERVICE_UNAVAILABLE else ()
+    """Make a response whose body is {"error": message}. No cache may keep it, because the next client may ask well."""
+    no_store = ("Cache-Control", "no-store")
     body = json.dumps({"error": message}, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-    return Response(status, body, (("Content-Type", "application/json; charset=utf-8"), *no_store, *headers))
+    return Response(status, body, (("Content-Type", "application/json; charset=utf-8"), no_store, *headers))
 
 
 class BadRequest(Exception):
