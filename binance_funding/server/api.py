@@ -16,7 +16,7 @@ from .content import Content
 from .health import UNHEALTHY, Verdict, health, judge
 from .http.message import Request, Response, error_response
 from .http.meter import OTHER, Meter
-from .listing import Listed, Listing, Selection, SortOrder, dump, upper
+from .listing import Listed, Listing, Selection, dump, upper
 from .parameters import InvalidParameter
 from .push import Push
 from .report import report
@@ -32,6 +32,7 @@ _VARY_ENCODING = ("Vary", "Accept-Encoding")
 _EVENT_STREAM = (("Content-Type", "text/event-stream; charset=utf-8"), _NO_STORE, ("X-Accel-Buffering", "no"))
 _RETRY_AFTER = ("Retry-After", "5")
 _VERSIONS_PER_S = 10
+_PAGE = Body(page.CONTENT)
 
 
 class Call(NamedTuple):
@@ -74,7 +75,7 @@ class Api:
         self._push = Push(self._listing, self._refresh_push, clock.steady_s)
         self._pushed_version: Hashable = None
         self._stale_error = b',"error":"stale data","maxAgeSeconds":%a' % settings.stale_seconds
-        """Members that a stale record has where it is asked for by name."""
+        """Further members of a stale record in the answers for one symbol and for a batch."""
         self._list: tuple[int, Body] = 0, Body(b"")
         """The edition of the listing, and the body of /funding made from it."""
         self._file_metrics: tuple[int, Body] = 0, Body(b"")
@@ -174,33 +175,29 @@ class Api:
         if names is None and order is None:
             raise InvalidParameter("'symbols' or 'sort' is missing, e.g. /funding/batch?symbols=BTCUSDT,ETHUSDT")
         self._listing.refresh(self._content, call.file_age_s)
-        # A name of which there is no record stands for itself.
-        asked: list[Listed | str]
+        asked: list[Listed | str]  # an unknown name stays a text
         asked = [*self._listing.all] if names is None else [self._listing.by_name.get(name, name) for name in names]
-        missing = sum(isinstance(one, str) for one in asked)
-        stale = sum(isinstance(one, Listed) and one.is_stale for one in asked)
-        fresh = len(asked) - missing - stale
+        known = [one for one in asked if isinstance(one, Listed)]
+        fresh = {listed for listed in known if not listed.is_stale}
+        counts = {
+            "found": len(fresh),
+            "missing": len(asked) - len(known),
+            "stale": len(known) - len(fresh),
+            "total": len(asked),
+        }
         if order is not None:
-            asked = self._sorted(asked, order)
+            # Only fresh records are sorted. A client that takes the first one trades on it, so the others come last.
+            in_order = [listed for listed in self._listing.in_order(order) if listed in fresh]
+            asked = [*in_order, *(one for one in asked if one not in fresh)]
         rows = [
-            self._listing.unknown(one) if isinstance(one, str) else one.with_age(call.file_age_s, self._stale_error)
+            one.with_age(call.file_age_s, self._stale_error) if isinstance(one, Listed) else self._listing.unknown(one)
             for one in asked[:limit]
         ]
-        counts = {"found": fresh, "missing": missing, "stale": stale, "total": len(asked)}
         body = b'"data":[%b],%b' % (b",".join(rows), dump(counts)[1:])
         if fresh:
             return Response(200, b"{" + body, (_JSON, _CACHEABLE))
         error = self._reader.error or ("nothing requested is fresh" if self._listing.all else "no data yet")
         return _unavailable(dump({"error": error})[:-2] + b"," + body)
-
-    def _sorted(self, asked: list[Listed | str], order: SortOrder) -> list[Listed | str]:
-        """Return the fresh records in this order, and behind them everything else, whatever its value.
-
-        A client that takes the first record trades on it.
-        """
-        fresh = {one for one in asked if isinstance(one, Listed) and not one.is_stale}
-        others = [one for one in asked if one not in fresh]
-        return [*[listed for listed in self._listing.in_order(order) if listed in fresh], *others]
 
     def _all(self, call: Call) -> Response:
         self._listing.refresh(self._content, call.file_age_s)
@@ -262,9 +259,6 @@ class Api:
         if accepts_gzip(call.request):
             return Response(200, of_file.compressed_with(of_server), (*headers, ("Content-Encoding", "gzip")))
         return Response(200, of_file.content + of_server, headers)
-
-
-_PAGE = Body(page.CONTENT)
 
 
 def _unavailable(body: bytes) -> Response:

@@ -24,11 +24,13 @@ class Content:
         self.records = {symbol: self._served(symbol, record) for symbol, record in state["funding_state"].items()}
         """By symbol, in the order of the file."""
         records = self.records.values()
-        # Sorted ages of the records when the file was written. The market is what Binance lists and has not halted.
-        self._ages_s = sorted(map(self.written_age_s, records))
-        self._market_ages_s = sorted(
-            [self.written_age_s(record) for record in records if "unlisted" not in record and "halted" not in record]
-        )
+        # Both lists are sorted. They hold ages as of the moment when the file was written.
+        self._ages_s = sorted(map(self.age_when_written_s, records))
+        market = [record for record in records if "unlisted" not in record and "halted" not in record]
+        self._market_ages_s = sorted(map(self.age_when_written_s, market))
+
+        self.market_size = len(self._market_ages_s)
+        """The number of symbols that Binance lists and has not halted."""
 
     def _served(self, symbol: str, record: Record) -> Record:
         annualized = record["fundingRate"] * 24 / record["fundingIntervalHours"] * 365
@@ -40,7 +42,7 @@ class Content:
             "annualizedFundingRate": round(annualized, 12),
         }
 
-    def written_age_s(self, record: Record) -> float:
+    def age_when_written_s(self, record: Record) -> float:
         """Return how old a record was when the file was written."""
         age_s: float = self.written_at_s - record["updatedAt"]
         return age_s
@@ -56,10 +58,6 @@ class Content:
     def oldest_age_s(self, file_age_s: float) -> float | None:
         """Return the age of the oldest record of the market; None if the market has no records."""
         return self._market_ages_s[-1] + file_age_s if self._market_ages_s else None
-
-    def market_size(self) -> int:
-        """Return the number of symbols that are listed and not halted."""
-        return len(self._market_ages_s)
 
     def stale_of_market(self, file_age_s: float) -> int:
         """Return how many symbols of the market are stale."""

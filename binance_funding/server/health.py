@@ -95,7 +95,7 @@ def judge(content: Content, file_age_s: float, file_error: str, settings: Settin
 def _market_cause(content: Content, file_age_s: float) -> Cause | None:
     """Judge the age of the data; return None if it is as it should be."""
     market, stale, newest_s = (
-        content.market_size(),
+        content.market_size,
         content.stale_of_market(file_age_s),
         content.newest_age_s(file_age_s),
     )
@@ -119,7 +119,7 @@ def _stream_cause(content: Content, file_age_s: float, live: int, wanted: int) -
         kind, what = Kind.NO_CONNECTION, "no stream connection"
     elif behind:
         kind = Kind.STREAM_BEHIND
-        what = f"{behind} of {content.market_size()} symbols have nothing current from the stream"
+        what = f"{behind} of {content.market_size} symbols have nothing current from the stream"
     else:
         kind, what = Kind.STREAM_RECOVERING, "the stream is current again, but not yet for long"
     lag_s = status["stream_lag_seconds"] or 0.0

@@ -12,7 +12,7 @@ from .content import Content, Record
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _UPPER_CASE = {code: code - 32 for code in range(ord("a"), ord("z") + 1)}
-# Updates of all symbols that are kept until the next edition. Nearly all subscribers need the same one.
+# Updates of all symbols that are kept until the next edition. Nearly all subscribers need the same update.
 _MOST_JOINED = 4
 
 
@@ -36,20 +36,19 @@ class SortOrder(NamedTuple):
 class Listed:
     """One symbol and its record. The listing changes it in place, and subscribers keep references to it."""
 
-    __slots__ = ("edition", "is_stale", "json", "member", "record", "symbol", "written_age_s")
+    __slots__ = ("age_when_written_s", "edition", "is_stale", "json", "member", "record", "symbol")
 
     def __init__(self, symbol: str) -> None:
         self.symbol = symbol
         self.record: Record = {}
-        self.written_age_s = 0.0
-        """Age of the record when the file was written."""
+        self.age_when_written_s = 0.0
         self.is_stale = False
         self.edition = 0
         """Edition of the listing in which the record last changed."""
         self.json = b""
-        """The record as a JSON object, marked if it is stale. Empty until somebody needs it."""
+        """The record as a JSON object, with its mark if it is stale. Empty until somebody needs it."""
         self.member = b""
-        """The same as a member of the object of all records, a comma before it."""
+        """The same after a comma and the symbol, as a member of the object that holds many records."""
 
     def change(self, record: Record, *, is_stale: bool, edition: int) -> None:
         """Take the record of a newer edition."""
@@ -64,9 +63,9 @@ class Listed:
         return self.member
 
     def with_age(self, file_age_s: float, error: bytes) -> bytes:
-        """Return the record as a JSON object that holds its age; if it is stale, then also the members of `error`."""
+        """Return the record as a JSON object with its age. A stale record also gets the members in `error`."""
         self.render()
-        age_s = round(self.written_age_s + file_age_s, 3)
+        age_s = round(self.age_when_written_s + file_age_s, 3)
         return b'%b,"ageSeconds":%a%b}' % (self.json[:-1], age_s, error if self.is_stale else b"")
 
 
@@ -77,17 +76,17 @@ class Listing:
         self.edition = 1
         """Grows whenever a record changes, comes, leaves, becomes stale or becomes fresh again. 0 is before all."""
         self.all: tuple[Listed, ...] = ()
-        """In the order of the file. It is replaced whenever symbols come or leave, and only then."""
+        """The symbols in the order of the file. The tuple is replaced only when symbols come, leave or move."""
         self.by_name: dict[str, Listed] = {}
-        """The same by symbol in upper case."""
+        """The symbols by their names in upper case."""
         self._by_symbol: dict[str, Listed] = {}
         self._content: Content | None = None
         self._stale_count = 0
         self._updated_at_s: float | None = None
         self._orders: dict[SortOrder, list[Listed]] = {}
-        """The order of all records by each field that somebody asked for, of this content."""
+        """The symbols of this content in each order that somebody asked for."""
         self._joined: dict[int, bytes] = {}
-        """Changes of all symbols since an edition, of this edition."""
+        """What `changes_of_all` returned in this edition, by its argument."""
 
     def refresh(self, content: Content, file_age_s: float) -> None:
         """Bring the listing up to date with the file, and mark the records that became stale meanwhile."""
@@ -101,8 +100,8 @@ class Listing:
         by_symbol: dict[str, Listed] = {}
         for symbol, record in content.records.items():
             listed = self._by_symbol.get(symbol) or Listed(symbol)
-            listed.written_age_s = content.written_age_s(record)
-            is_stale = listed.written_age_s > fresh_until_s
+            listed.age_when_written_s = content.age_when_written_s(record)
+            is_stale = listed.age_when_written_s > fresh_until_s
             if listed.record != record or listed.is_stale != is_stale:
                 listed.change(record, is_stale=is_stale, edition=edition)
                 has_changed = True
@@ -117,15 +116,15 @@ class Listing:
             self._updated_at_s = max((listed.record["updatedAt"] for listed in self.all), default=None)
 
     def unknown(self, name: str) -> bytes:
-        """Return what is answered for a name of which there is no record, as a JSON object."""
+        """Return the JSON object that stands in place of the record of an unknown symbol."""
         error = b"unknown symbol" if self.all else b"no data yet"
         return b'{"symbol":%b,"error":"%b"}' % (_encode(name).encode(), error)
 
     def in_order(self, order: SortOrder) -> list[Listed]:
-        """Return all records by a field; each field is sorted once per content."""
+        """Return all symbols in this order, which is made once for each content."""
         if order not in self._orders:
             is_age = order.field == "ageSeconds"
-            key = attrgetter("written_age_s") if is_age else lambda listed: listed.record[order.field]
+            key = attrgetter("age_when_written_s") if is_age else lambda listed: listed.record[order.field]
             self._orders[order] = sorted(self.all, key=key, reverse=order.descending)
         return self._orders[order]
 
@@ -134,9 +133,9 @@ class Listing:
         return self.changes_of_all(0)[0]
 
     def changes_of_all(self, since: int) -> list[bytes]:
-        """Return what changed after an edition, as `changes` does for all symbols, but in one piece.
+        """Return what `changes` returns for all symbols, joined into one piece that is made once for everybody.
 
-        The piece is made once for all. A few slow subscribers may get the many pieces that everybody shares instead.
+        Only a few such pieces are kept. Subscribers that read slowly may get the smaller shared pieces instead.
         """
         if since not in self._joined:
             pieces = self.changes(self.all, since)
@@ -148,7 +147,8 @@ class Listing:
     def changes(self, selected: Sequence[Listed], since: int, removed: Sequence[str] = ()) -> list[bytes]:
         """Return the selected records that changed after an edition, as the pieces of a JSON object on its own line.
 
-        The pieces are those that everybody shares. There are none if nothing changed and no symbol is removed.
+        Edition 0 stands for everything. The pieces are shared with all other callers. The list is empty if nothing
+        changed and no symbol is removed.
         """
         changed = [listed.member or listed.render() for listed in selected if listed.edition > since]
         if since and not changed and not removed:
@@ -166,14 +166,14 @@ class Selection:
     def __init__(self, listing: Listing, names: str | None) -> None:
         """Follow names in upper case with commas between them; None for all."""
         self._listing = listing
-        # Kept as bytes: names of which no symbol exists cost no more than they took in the query.
+        # As bytes, invented names cost no more than they took in the query.
         self._names = None if names is None else names.encode()
         self._all: tuple[Listed, ...] = ()
-        """All symbols when the names were last looked up."""
+        """`Listing.all` when the names were last looked up."""
         self._listed: tuple[Listed, ...] = ()
 
     def changes(self, since: int) -> list[bytes]:
-        """Return what changed after an edition, which must be that of the last call; 0 for everything."""
+        """Return what changed after the edition of the last call, in pieces; everything if `since` is 0."""
         removed = self._look_up() if self._all is not self._listing.all else []
         if self._names is None and not removed:
             return self._listing.changes_of_all(since)
