@@ -17,7 +17,6 @@ from binance_funding.settings import Settings
 from tests.support.api_over_file import STALE_S, ApiOverFile
 from tests.support.clock import STEADY_S, WALL_S, SimulatedClock
 from tests.support.samples import record, state
-from tests.support.source import ROOT
 from tests.support.state_files import OLD_FILE
 
 TWO_AGES = {
@@ -333,12 +332,6 @@ def test_a_query_that_is_not_percent_encoded_is_400(server: ApiOverFile, path: s
     server.put(state())
     for query in (text, f"symbols=BTCUSDT{text}"):
         assert "error" in server.json(path, query, status=400)
-
-
-def test_every_endpoint_is_documented() -> None:
-    """docs/http-api.md names the path of each endpoint, with or without parameters."""
-    document = (ROOT / "docs" / "http-api.md").read_text(encoding="utf-8")
-    assert [path for path in PATHS if not re.search(rf"`{re.escape(path)}[`?]", document)] == []
 
 
 @pytest.mark.parametrize("set_by_s", [3600.0, -3600.0, 86_400.0])
