@@ -3,7 +3,7 @@
 Ages are computed for every request. Everything else is made once for each change of the file, when it is first needed.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -49,8 +49,6 @@ class Endpoint:
 
     answer: Callable[[Call], Response]
     """May raise InvalidParameter, which becomes 400."""
-    examples: Mapping[str, str]
-    """Requests as / lists them, and what each of them answers."""
     parameters: tuple[str, ...] = ()
     """The parameters that a request may have; any other is 400."""
     needs_file: bool = True
@@ -58,6 +56,16 @@ class Endpoint:
 
 
 _SYMBOL = "/funding/{symbol}"
+_EXAMPLES = {
+    "/funding": "every symbol",
+    _SYMBOL: "one symbol, e.g. /funding/BTCUSDT",
+    "/funding/batch?symbols=BTCUSDT,ETHUSDT": "several symbols",
+    "/funding/batch?sort=-annualizedFundingRate&limit=20": "the symbols with the highest rates",
+    "/funding/stream?symbols=BTCUSDT,ETHUSDT": "some symbols or all, pushed when they change (server-sent events)",
+    "/funding/health": "whether the data is fresh, and where it comes from",
+    "/funding/report": "the last 24 hours: disconnections, data age, comparison with REST, gaps",
+    "/metrics": "Prometheus text format",
+}
 
 
 class Api:
@@ -81,34 +89,14 @@ class Api:
         self._file_metrics: tuple[int, Body] = 0, Body(b"")
         """The version of the content, and the metrics of the file made from it."""
         self.endpoints = {
-            "/": Endpoint(self._root, {}, needs_file=False),
-            "/funding": Endpoint(self._all, {"/funding": "every symbol"}),
-            _SYMBOL: Endpoint(self._symbol, {_SYMBOL: "one symbol, e.g. /funding/BTCUSDT"}),
-            "/funding/batch": Endpoint(
-                self._batch,
-                {
-                    "/funding/batch?symbols=BTCUSDT,ETHUSDT": "several symbols",
-                    "/funding/batch?sort=-annualizedFundingRate&limit=20": "the symbols with the highest rates",
-                },
-                ("symbols", "sort", "limit"),
-                needs_file=False,
-            ),
-            "/funding/stream": Endpoint(
-                self._stream,
-                {"/funding/stream?symbols=BTCUSDT,ETHUSDT": "some symbols or all, pushed as server-sent events"},
-                ("symbols",),
-                needs_file=False,
-            ),
-            "/funding/health": Endpoint(
-                self._health,
-                {"/funding/health": "whether the data is fresh, and where it comes from"},
-                needs_file=False,
-            ),
-            "/funding/report": Endpoint(
-                self._report,
-                {"/funding/report": "the last 24 hours: disconnections, data age, comparison with REST, gaps"},
-            ),
-            "/metrics": Endpoint(self._metrics, {"/metrics": "Prometheus text format"}, needs_file=False),
+            "/": Endpoint(self._root, needs_file=False),
+            "/funding": Endpoint(self._all),
+            _SYMBOL: Endpoint(self._symbol),
+            "/funding/batch": Endpoint(self._batch, ("symbols", "sort", "limit"), needs_file=False),
+            "/funding/stream": Endpoint(self._stream, ("symbols",), needs_file=False),
+            "/funding/health": Endpoint(self._health, needs_file=False),
+            "/funding/report": Endpoint(self._report),
+            "/metrics": Endpoint(self._metrics, needs_file=False),
         }
         """By path."""
         self.meter = Meter(self._path_of)
@@ -153,10 +141,7 @@ class Api:
     def _root(self, call: Call) -> Response:
         if accepts(call.request.headers.get("accept", ""), "text/html"):
             return conditional(call.request, _PAGE, page.HEADERS)
-        examples = {
-            path: meaning for endpoint in self.endpoints.values() for path, meaning in endpoint.examples.items()
-        }
-        body = dump({"name": "binance-funding", "version": __version__, "endpoints": examples})
+        body = dump({"name": "binance-funding", "version": __version__, "endpoints": _EXAMPLES})
         return Response(200, body, (_JSON, page.VARY))
 
     def _symbol(self, call: Call) -> Response:
@@ -179,12 +164,8 @@ class Api:
         asked = [*self._listing.all] if names is None else [self._listing.by_name.get(name, name) for name in names]
         known = [one for one in asked if isinstance(one, Listed)]
         fresh = {listed for listed in known if not listed.is_stale}
-        counts = {
-            "found": len(fresh),
-            "missing": len(asked) - len(known),
-            "stale": len(known) - len(fresh),
-            "total": len(asked),
-        }
+        missing, stale = len(asked) - len(known), len(known) - len(fresh)
+        counts = {"found": len(fresh), "missing": missing, "stale": stale, "total": len(asked)}
         if order is not None:
             # Only fresh records are sorted. A client that takes the first one trades on it, so the others come last.
             in_order = [listed for listed in self._listing.in_order(order) if listed in fresh]
@@ -201,12 +182,13 @@ class Api:
 
     def _all(self, call: Call) -> Response:
         self._listing.refresh(self._content, call.file_age_s)
+        (records,) = self._listing.changes_of_all(0)
         if all(listed.is_stale for listed in self._listing.all):
             error = "stale data" if self._listing.all else "no data yet"
             head = dump({"error": error, "maxAgeSeconds": self._settings.stale_seconds})
-            return _unavailable(head[:-2] + b"," + self._listing.whole()[1:])
+            return _unavailable(head[:-2] + b"," + records[1:])
         if self._list[0] != self._listing.edition:
-            self._list = self._listing.edition, Body(self._listing.whole())
+            self._list = self._listing.edition, Body(records)
         return conditional(call.request, self._list[1], (_JSON, _CACHEABLE, _VARY_ENCODING))
 
     def _stream(self, call: Call) -> Response:
@@ -219,18 +201,16 @@ class Api:
             self._pushed_version = self._version()
             file_age_s = self._file_age_s()
             self._listing.refresh(self._content, file_age_s)
-            verdict = self._verdict(file_age_s)
-            self._push.update(self._content.written_at_s, verdict, self._health_body(verdict, file_age_s))
+            self._push.update(self._content.written_at_s, *self._judged(file_age_s))
 
-    def _verdict(self, file_age_s: float) -> Verdict:
-        return judge(self._content, file_age_s, self._reader.error, self._settings)
-
-    def _health_body(self, verdict: Verdict, file_age_s: float) -> dict[str, Any]:
-        return health(self._content, file_age_s, verdict, self._settings)
+    def _judged(self, file_age_s: float) -> tuple[Verdict, dict[str, Any]]:
+        """Return the health of the service, and the body of /funding/health."""
+        verdict = judge(self._content, file_age_s, self._reader.error, self._settings)
+        return verdict, health(self._content, file_age_s, verdict, self._settings)
 
     def _health(self, call: Call) -> Response:
-        verdict = self._verdict(call.file_age_s)
-        body = dump(self._health_body(verdict, call.file_age_s))
+        verdict, content = self._judged(call.file_age_s)
+        body = dump(content)
         return _unavailable(body) if verdict.status == UNHEALTHY else Response(200, body, (_JSON, _NO_STORE))
 
     def _report(self, call: Call) -> Response:
@@ -257,7 +237,7 @@ class Api:
         of_server = metrics.render_server(self.meter, process.usage()).encode()
         headers = (("Content-Type", metrics.CONTENT_TYPE), _VARY_ENCODING, _NO_STORE)
         if accepts_gzip(call.request):
-            return Response(200, of_file.compressed_with(of_server), (*headers, ("Content-Encoding", "gzip")))
+            return Response(200, of_file.compressed(of_server), (*headers, ("Content-Encoding", "gzip")))
         return Response(200, of_file.content + of_server, headers)
 
 

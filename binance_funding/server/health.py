@@ -38,13 +38,7 @@ class Kind(Enum):
     AGES_BY_ARRIVAL = auto()
 
 
-_UNHEALTHY = {
-    Kind.FILE_UNUSABLE,
-    Kind.DAEMON_SILENT,
-    Kind.NO_DATA_YET,
-    Kind.NO_NEW_DATA,
-    Kind.NEARLY_ALL_STALE,
-}
+_UNHEALTHY = {Kind.FILE_UNUSABLE, Kind.DAEMON_SILENT, Kind.NO_DATA_YET, Kind.NO_NEW_DATA, Kind.NEARLY_ALL_STALE}
 
 
 @dataclass(frozen=True)

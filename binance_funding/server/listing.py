@@ -85,7 +85,7 @@ class Listing:
         self._updated_at_s: float | None = None
         self._orders: dict[SortOrder, list[Listed]] = {}
         """The symbols of this content in each order that somebody asked for."""
-        self._joined: dict[int, bytes] = {}
+        self._joined: dict[int, list[bytes]] = {}
         """What `changes_of_all` returned in this edition, by its argument."""
 
     def refresh(self, content: Content, file_age_s: float) -> None:
@@ -128,21 +128,18 @@ class Listing:
             self._orders[order] = sorted(self.all, key=key, reverse=order.descending)
         return self._orders[order]
 
-    def whole(self) -> bytes:
-        """Return all records as a JSON object on a line of its own."""
-        return self.changes_of_all(0)[0]
-
     def changes_of_all(self, since: int) -> list[bytes]:
         """Return what `changes` returns for all symbols, joined into one piece that is made once for everybody.
 
         Only a few such pieces are kept. Subscribers that read slowly may get the smaller shared pieces instead.
         """
-        if since not in self._joined:
-            pieces = self.changes(self.all, since)
-            if since and len(self._joined) >= _MOST_JOINED:
-                return pieces
-            self._joined[since] = b"".join(pieces)
-        return [self._joined[since]] if self._joined[since] else []
+        if since in self._joined:
+            return self._joined[since]
+        pieces = self.changes(self.all, since)
+        if since and len(self._joined) >= _MOST_JOINED:
+            return pieces
+        self._joined[since] = [b"".join(pieces)] if pieces else []
+        return self._joined[since]
 
     def changes(self, selected: Sequence[Listed], since: int, removed: Sequence[str] = ()) -> list[bytes]:
         """Return the selected records that changed after an edition, as the pieces of a JSON object on its own line.

@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from urllib.parse import unquote_plus
+from urllib.parse import parse_qs
 
 from ..schema import SERVED
 from .listing import SortOrder, upper
 
 SORT_FIELDS = (*(one.name for one in SERVED), "ageSeconds")
 _SHOWN_CHARACTERS = 40
+# A client may repeat `symbols` for each symbol. A query of 16 KiB could repeat it more often than is quickly read.
+_MOST_PARAMETERS = 2000
 _BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 
 Given = Mapping[str, Sequence[str]]
@@ -21,24 +23,18 @@ class InvalidParameter(Exception):
 
 def parse(query: str, allowed: Collection[str]) -> Given:
     """Decode a query. Raises InvalidParameter if it has a parameter that is not allowed."""
-    given: dict[str, list[str]] = {}
-    for piece in filter(None, query.split("&")):
-        name, _, value = piece.partition("=")
-        name = _decoded(name)
+    try:
+        if _BAD_ESCAPE.search(query):
+            raise ValueError
+        given = parse_qs(query, keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
+    except ValueError:
+        hint = f"the query is not percent-encoded UTF-8, or has more than {_MOST_PARAMETERS} parameters"
+        raise InvalidParameter(hint) from None
+    for name in given:
         if name not in allowed:
             hint = f"allowed: {', '.join(allowed)}" if allowed else "none is allowed here"
             raise InvalidParameter(f"unknown parameter '{name[:_SHOWN_CHARACTERS]}'; {hint}")
-        given.setdefault(name, []).append(_decoded(value))
     return given
-
-
-def _decoded(text: str) -> str:
-    try:
-        if not _BAD_ESCAPE.search(text):
-            return unquote_plus(text, errors="strict")
-    except UnicodeDecodeError:
-        pass
-    raise InvalidParameter("a parameter is not percent-encoded UTF-8")
 
 
 def symbols(given: Given) -> tuple[str, ...] | None:
@@ -54,20 +50,15 @@ def symbols(given: Given) -> tuple[str, ...] | None:
 
 def sort_order(given: Given) -> SortOrder | None:
     """Return the order that `sort` asks for; None if the parameter is absent."""
-    if "sort" not in given:
-        return None
-    text, *others = given["sort"]
-    order = SortOrder(text.removeprefix("-"), text.startswith("-"))
-    if others or order.field not in SORT_FIELDS:
+    orders = [SortOrder(text.removeprefix("-"), text.startswith("-")) for text in given.get("sort", ())]
+    if len(orders) > 1 or any(order.field not in SORT_FIELDS for order in orders):
         raise InvalidParameter(f"'sort' must be one field; allowed, with '-' to reverse: {', '.join(SORT_FIELDS)}")
-    return order
+    return orders[0] if orders else None
 
 
 def limit(given: Given) -> int | None:
     """Return the value of `limit`; None if the parameter is absent."""
-    if "limit" not in given:
-        return None
-    text, *others = given["limit"]
-    if others or not re.fullmatch("[1-9][0-9]{0,8}", text):
+    texts = given.get("limit", ())
+    if len(texts) > 1 or not all(re.fullmatch("[1-9][0-9]{0,8}", text) for text in texts):
         raise InvalidParameter("'limit' must be one whole number, 1 or more")
-    return int(text)
+    return int(texts[0]) if texts else None

@@ -23,16 +23,10 @@ class Body:
     @functools.cached_property
     def _compressor(self) -> "tuple[zlib._Compress, bytes]":
         compressor = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_FORMAT)
-        compressed = compressor.compress(self.content)
-        return compressor, compressed
+        return compressor, compressor.compress(self.content)
 
-    @functools.cached_property
-    def compressed(self) -> bytes:
-        """The body in gzip format."""
-        return self.compressed_with(b"")
-
-    def compressed_with(self, more: bytes) -> bytes:
-        """Return the body with more behind it in gzip format; only the new part is compressed."""
+    def compressed(self, more: bytes = b"") -> bytes:
+        """Return the body in gzip format, with more behind it; only the new part is compressed now."""
         compressor, compressed = self._compressor
         rest = compressor.copy()
         return compressed + rest.compress(more) + rest.flush()
@@ -57,7 +51,7 @@ def conditional(request: Request, body: Body, headers: Headers) -> Response:
     if _matches(request.headers.get("if-none-match", ""), etag):
         return Response(304, b"", tuple(header for header in headers if header[0] != "Content-Type"))
     if is_zipped:
-        return Response(200, body.compressed, (*headers, ("Content-Encoding", "gzip")))
+        return Response(200, body.compressed(), (*headers, ("Content-Encoding", "gzip")))
     return Response(200, body.content, headers)
 
 

@@ -162,7 +162,7 @@ def test_every_field_of_the_answer_can_be_sorted_by(server: ApiOverFile, field: 
         ("SYMBOLS=A", "unknown parameter 'SYMBOLS'; allowed: symbols, sort, limit"),
         ("symbols=A&_=1", "unknown parameter '_'; allowed: symbols, sort, limit"),
         (f"{'x' * 99}=1", f"unknown parameter '{'x' * 40}'; allowed"),
-        ("symbols=%FF", "a parameter is not percent-encoded UTF-8"),
+        ("symbols=%FF", "the query is not percent-encoded UTF-8"),
         ("sort=", "'sort' must be one field; allowed, with '-' to reverse: symbol, fundingRate, markPrice"),
         ("sort=rate", "'sort' must be one field"),
         ("sort=--fundingRate", "'sort' must be one field"),
