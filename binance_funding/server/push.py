@@ -23,13 +23,17 @@ class Push:
         self._id = ""
         """The line of an event that says when the file was written; empty if there is no file."""
         self._verdict: Verdict | None = None
+        """Replaced when another thing is wrong."""
         self._status = b""
         """What /funding/health answers now."""
 
     def update(self, written_at_s: float, verdict: Verdict, health: Mapping[str, Any]) -> None:
         """Take the time of the file, 0 if there is none, and what /funding/health answers."""
         self._id = f"id: {written_at_s}\n" if written_at_s else ""
-        self._verdict, self._status = verdict, dump(health)
+        self._status = dump(health)
+        # Two verdicts are equal while the same things are wrong, although ages and counts in their sentences grow.
+        if verdict != self._verdict:
+            self._verdict = verdict
 
     def follow(self, selection: Selection) -> Iterator[list[bytes]]:
         """Yield what a subscriber lacks, each time it is asked.
@@ -40,11 +44,10 @@ class Push:
         events = [_RETRY]
         while True:
             self._refresh()
-            if seen < self._listing.edition or not seen:
+            if seen < self._listing.edition:
                 events += self._event("update" if seen else "snapshot", selection.changes(seen))
                 seen = self._listing.edition
-            # Two verdicts are equal while the same things are wrong, although ages and counts in them grow.
-            if verdict != self._verdict:
+            if verdict is not self._verdict:
                 events += self._event("status", [self._status])
                 verdict = self._verdict
             if self._steady_s() >= commented_s + _COMMENT_EVERY_S:

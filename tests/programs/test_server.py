@@ -67,14 +67,6 @@ def test_non_ascii_symbol_percent_encoded(server: Server) -> None:
     assert json.loads(body)["symbol"] == NON_ASCII
 
 
-def test_batch_tells_the_missing_ones(server: Server) -> None:
-    """Every symbol asked for has its answer, in order."""
-    _, _, body = curl(server, "/funding/batch?symbols=ethusdt,NOPE,BTCUSDT")
-    answer = json.loads(body)
-    assert [row["symbol"] for row in answer["data"]] == ["ETHUSDT", "NOPE", "BTCUSDT"]
-    assert (answer["found"], answer["missing"], answer["total"]) == (2, 1, 3)
-
-
 def test_whole_list_plain_compressed_and_unchanged(server: Server) -> None:
     """Gzip is the same content under another tag; a tag that still holds costs no body."""
 
@@ -94,14 +86,6 @@ def test_whole_list_plain_compressed_and_unchanged(server: Server) -> None:
     assert answer["status"] == "HTTP/1.1 200 OK"
     assert answer["cache"] == "max-age=1"
     assert answer["count"] == len(answer["data"]) == 50
-
-
-def test_health_and_report_must_not_be_stored(server: Server) -> None:
-    """They are true for a moment only."""
-    for path in ("/funding/health", "/funding/report", "/metrics"):
-        status, headers, _ = curl(server, path)
-        assert status == "HTTP/1.1 200 OK"
-        assert headers["cache-control"] == "no-store"
 
 
 @pytest.mark.parametrize(
@@ -154,13 +138,6 @@ def test_connection_is_kept_for_the_next_request(server: Server) -> None:
     url = f"http://127.0.0.1:{server.port}/funding/BTCUSDT"
     answer = subprocess.run(["curl", "-sv", url, url], capture_output=True, text=True, check=True)
     assert re.search("Re-using existing", answer.stderr)
-
-
-def test_root_lists_what_there_is(server: Server) -> None:
-    """Name, version, endpoints."""
-    answer = json.loads(curl(server, "/")[2])
-    assert answer["name"] == "binance-funding"
-    assert "/funding/health" in answer["endpoints"]
 
 
 def test_no_file_is_503_until_there_is_one(tmp_path: Path) -> None:

@@ -481,6 +481,7 @@ def test_the_root_names_the_endpoints(server: ApiOverFile) -> None:
     """With or without data; each of them can be asked."""
     answer = server.json("/")
     assert (answer["name"], sorted(answer)) == ("binance-funding", ["endpoints", "name", "version"])
+    assert {request.partition("?")[0] for request in answer["endpoints"]} == {*PATHS} - {"/"}
     server.put(state())
     for path in answer["endpoints"]:
         asked, _, query = path.replace("{symbol}", "BTCUSDT").partition("?")
