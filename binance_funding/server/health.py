@@ -88,11 +88,8 @@ def judge(content: Content, file_age_s: float, file_error: str, settings: Settin
 
 def _market_cause(content: Content, file_age_s: float) -> Cause | None:
     """Judge the age of the data; return None if it is as it should be."""
-    market, stale, newest_s = (
-        content.market_size,
-        content.stale_of_market(file_age_s),
-        content.newest_age_s(file_age_s),
-    )
+    market, stale = content.market_size, content.stale_of_market(file_age_s)
+    newest_s = content.newest_age_s(file_age_s)
     if newest_s is None:
         return Cause(Kind.NO_DATA_YET, "no data yet")
     if newest_s > content.stale_s:
