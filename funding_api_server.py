@@ -3,9 +3,11 @@
 
 The story, in the order in which data flows (binance_funding/server/):
   state_reader.py  reads the file again when it has changed
-  view.py          its content: how old it is, whether it can be trusted
-  api.py           answers requests from it
-  push.py          what subscribers are sent of it; listing.py renders each record once
+  content.py       what it says, and how old that is
+  listing.py       every record, rendered once for each change
+  api.py           the endpoints; parameters.py and representation.py read and write their HTTP
+  push.py          what subscribers are sent when records change
+  health.py        whether the service is well, and what is wrong
   report.py        the last 24 hours
   metrics.py       the same file for Prometheus
   page.html        the same file for people

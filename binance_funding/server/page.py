@@ -1,4 +1,4 @@
-"""The page for browsers: one file, of which only its own script and style may run."""
+"""The page for browsers: one file. Browsers run no script and no style on it but its own."""
 
 import base64
 import hashlib
@@ -9,7 +9,10 @@ CONTENT = Path(__file__).with_name("page.html").read_bytes()
 
 
 def _source(tag: bytes) -> str:
-    """Return what allows the one element with this tag. Source: https://www.w3.org/TR/CSP3/, section 2.3.1."""
+    """Return the source expression that allows the one element with this tag.
+
+    Source: https://www.w3.org/TR/CSP3/, section 2.3.1.
+    """
     (text,) = re.findall(b"<%b>(.*?)</%b>" % (tag, tag), CONTENT, re.DOTALL)
     return f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'"
 

@@ -1,59 +1,64 @@
-"""What may follow the question mark of a request. Pure."""
+"""The parameters of a request, after the question mark. Pure."""
 
 import re
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
 from urllib.parse import parse_qs
 
 from ..schema import SERVED
-from .view import upper
+from .listing import SortOrder, upper
 
 SORT_FIELDS = (*(one.name for one in SERVED), "ageSeconds")
 _SHOWN_CHARACTERS = 40
+# A client may repeat `symbols` for each symbol. A query of 16 KiB could repeat it more often than is quickly read.
+_MOST_PARAMETERS = 2000
+_BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
+
+Given = Mapping[str, Sequence[str]]
+"""The values of each parameter that a request has, in the order given."""
 
 
 class InvalidParameter(Exception):
-    """A parameter is missing, not served or has a bad value; the text says what is allowed."""
+    """A parameter is missing, unknown or has a bad value; the text says what is allowed."""
 
 
-class Parameters(NamedTuple):
-    """What a request asks for: symbols in upper case, each once, None where they are not named; limit None for all."""
-
-    symbols: tuple[str, ...] | None = None
-    sort: str = ""
-    limit: int | None = None
-
-
-def read_parameters(query: str, allowed: Collection[str]) -> Parameters:
-    """Read a query, of which only the parameters allowed may be given. Raises InvalidParameter."""
+def parse(query: str, allowed: Collection[str]) -> Given:
+    """Decode a query. Raises InvalidParameter if it has a parameter that is not allowed."""
     try:
-        given = parse_qs(query, keep_blank_values=True, errors="strict")
+        if _BAD_ESCAPE.search(query):
+            raise ValueError
+        given = parse_qs(query, keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
     except ValueError:
-        raise InvalidParameter("a parameter is not percent-encoded UTF-8") from None
-    served = f"allowed: {', '.join(allowed)}" if allowed else "none is allowed here"
+        hint = f"the query is not percent-encoded UTF-8, or has more than {_MOST_PARAMETERS} parameters"
+        raise InvalidParameter(hint) from None
     for name in given:
         if name not in allowed:
-            raise InvalidParameter(f"unknown parameter '{name[:_SHOWN_CHARACTERS]}'; {served}")
-    return Parameters(_symbols(given.get("symbols")), _sort(given.get("sort")), _limit(given.get("limit")))
+            hint = f"allowed: {', '.join(allowed)}" if allowed else "none is allowed here"
+            raise InvalidParameter(f"unknown parameter '{name[:_SHOWN_CHARACTERS]}'; {hint}")
+    return given
 
 
-def _symbols(values: list[str] | None) -> tuple[str, ...] | None:
-    if values is None:
+def symbols(given: Given) -> tuple[str, ...] | None:
+    """Return the symbols that are named, each once and in upper case; None if the parameter is absent."""
+    if "symbols" not in given:
         return None
-    symbols = [upper(symbol.strip()) for symbol in ",".join(values).split(",")]
-    named = tuple(dict.fromkeys(filter(None, symbols)))
+    names = [name.strip() for name in upper(",".join(given["symbols"])).split(",")]
+    named = tuple(dict.fromkeys(filter(None, names)))
     if not named:
         raise InvalidParameter("'symbols' is empty; allowed: names with commas between them, e.g. BTCUSDT,ETHUSDT")
     return named
 
 
-def _sort(values: list[str] | None) -> str:
-    if values and (len(values) > 1 or values[0].removeprefix("-") not in SORT_FIELDS):
-        raise InvalidParameter(f"'sort' is not one field; allowed, with '-' to reverse: {', '.join(SORT_FIELDS)}")
-    return values[0] if values else ""
+def sort_order(given: Given) -> SortOrder | None:
+    """Return the order that `sort` asks for; None if the parameter is absent."""
+    orders = [SortOrder(text.removeprefix("-"), text.startswith("-")) for text in given.get("sort", ())]
+    if len(orders) > 1 or any(order.field not in SORT_FIELDS for order in orders):
+        raise InvalidParameter(f"'sort' must be one field; allowed, with '-' to reverse: {', '.join(SORT_FIELDS)}")
+    return orders[0] if orders else None
 
 
-def _limit(values: list[str] | None) -> int | None:
-    if values and (len(values) > 1 or not re.fullmatch("[1-9][0-9]{0,8}", values[0])):
-        raise InvalidParameter("'limit' is not one number above 0; allowed: whole numbers from 1")
-    return int(values[0]) if values else None
+def limit(given: Given) -> int | None:
+    """Return the value of `limit`; None if the parameter is absent."""
+    texts = given.get("limit", ())
+    if len(texts) > 1 or not all(re.fullmatch("[1-9][0-9]{0,8}", text) for text in texts):
+        raise InvalidParameter("'limit' must be one whole number, 1 or more")
+    return int(texts[0]) if texts else None

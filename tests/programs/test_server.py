@@ -69,14 +69,6 @@ def test_non_ascii_symbol_percent_encoded(server: Server) -> None:
     assert json.loads(body)["symbol"] == NON_ASCII
 
 
-def test_batch_tells_the_missing_ones(server: Server) -> None:
-    """Every symbol asked for has its answer, in order."""
-    _, _, body = curl(server, "/funding/batch?symbols=ethusdt,NOPE,BTCUSDT")
-    answer = json.loads(body)
-    assert [row["symbol"] for row in answer["data"]] == ["ETHUSDT", "NOPE", "BTCUSDT"]
-    assert (answer["found"], answer["missing"], answer["total"]) == (2, 1, 3)
-
-
 def test_whole_list_plain_compressed_and_unchanged(server: Server) -> None:
     """Gzip is the same content under another tag; a tag that still holds costs no body."""
 
@@ -98,20 +90,16 @@ def test_whole_list_plain_compressed_and_unchanged(server: Server) -> None:
     assert answer["count"] == len(answer["data"]) == 50
 
 
-def test_health_and_report_must_not_be_stored(server: Server) -> None:
-    """They are true for a moment only."""
-    for path in ("/funding/health", "/funding/report", "/metrics"):
-        status, headers, _ = curl(server, path)
-        assert status == "HTTP/1.1 200 OK"
-        assert headers["cache-control"] == "no-store"
-
-
 @pytest.mark.parametrize(
     ("path", "options", "status", "header"),
     [
         ("/funding/NOPE", (), 404, ""),
         ("/nope", (), 404, ""),
-        ("/funding/BTC/USDT", (), 404, ""),
+        ("/funding/BTC/USDT", (), 404, "cache-control: no-store"),
+        ("/funding/stream/", (), 404, "cache-control: no-store"),
+        ("/metrics/", (), 404, "cache-control: no-store"),
+        ("/funding/%zz", (), 400, "cache-control: no-store"),
+        ("/funding/batch?symbols=%zz", (), 400, "cache-control: no-store"),
         ("/funding/batch", (), 400, ""),
         ("/funding/%FF", (), 400, ""),
         ("/funding/BTCUSDT", ("-X", "POST"), 405, "allow: GET, HEAD, OPTIONS"),
@@ -154,22 +142,18 @@ def test_connection_is_kept_for_the_next_request(server: Server) -> None:
     assert re.search("Re-using existing", answer.stderr)
 
 
-def test_root_lists_what_there_is(server: Server) -> None:
-    """Name, version, endpoints."""
-    answer = json.loads(curl(server, "/")[2])
-    assert answer["name"] == "binance-funding"
-    assert "/funding/health" in answer["endpoints"]
-
-
 def test_no_file_is_503_until_there_is_one(tmp_path: Path) -> None:
     """Health, symbols and the list say that there is no data; they answer as soon as a daemon has written."""
     with Server(tmp_path) as server:
-        for path in ("/funding/health", "/funding/BTCUSDT", "/funding", "/funding/batch?symbols=A", "/metrics"):
+        for path in ("/funding/health", "/funding/BTCUSDT", "/funding", "/funding/batch?symbols=A"):
             status, headers, body = server.request(path)
             assert status == 503
             assert headers["retry-after"]
             assert headers["cache-control"] == "no-store"
             assert "no such file" in json.loads(body)["error"]
+        status, _, body = server.request("/metrics")
+        assert status == 200
+        assert b"\nprocess_resident_memory_bytes " in body
         with Exchange(Market(usd_m=5, tradfi=2), tick_s=0.5) as exchange, Daemon(exchange, tmp_path) as daemon:
             daemon.wait_for_live()
             eventually(lambda: server.get("/funding/health")[0] == 200, "health")

@@ -10,7 +10,7 @@ from typing import Any
 from binance_funding.daemon.context import Context
 from binance_funding.daemon.source.rates import STREAM, FundingRate
 from binance_funding.schema import DECIMALS, REST, STATUS
-from binance_funding.server.view import View
+from binance_funding.server.content import Content
 from binance_funding.settings import Settings, load
 from tests.support.clock import BOOT_ID, STEADY_S, WALL_S, SimulatedClock
 
@@ -166,6 +166,6 @@ def put(path: Path, content: dict[str, Any] | bytes) -> None:
     os.replace(beside, path)
 
 
-def view(content: dict[str, Any]) -> View:
+def view(content: dict[str, Any]) -> Content:
     """Return the content of a state file as the server looks at it, with default settings."""
-    return View(content, Settings(), BOOT_ID)
+    return Content(content, Settings().stale_seconds)

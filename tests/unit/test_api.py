@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ TWO_AGES = {
     "OLDUSDT": record(updatedAt=WALL_S - STALE_S - 20, source="rest"),
     "币安人生USDT": record(updatedAt=WALL_S - 2, fundingIntervalHours=4),
 }
+
+
+PATHS = tuple(Api(StateReader("/nonexistent"), Settings(), SimulatedClock().clock).endpoints)
 
 
 def served(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -48,7 +52,7 @@ def test_without_a_usable_file_everything_with_data_is_unavailable(server: ApiOv
     """503 with the reason, and never a crash; an unknown path is unknown all the same."""
     if content is not None:
         server.put(content)
-    for path in ("/funding", "/funding/BTCUSDT", "/funding/report", "/metrics"):
+    for path in ("/funding", "/funding/BTCUSDT", "/funding/report"):
         assert str(server.path) in server.json(path, status=503)["error"]
     assert "error" in server.json("/funding/batch", "symbols=A", status=503)
     assert server.get("/nothing").status == 404
@@ -96,7 +100,7 @@ def test_the_rate_per_year_depends_on_the_interval(
     assert server.json("/funding/A")["annualizedFundingRate"] == annualized
 
 
-@pytest.mark.parametrize("path", ["/funding/btcusdt", "/funding/BtcUsdt", "/funding/BTCUSDT/"])
+@pytest.mark.parametrize("path", ["/funding/btcusdt", "/funding/BtcUsdt"])
 def test_a_symbol_may_be_asked_in_any_case(server: ApiOverFile, path: str) -> None:
     """It is answered as it is written in the file."""
     server.put(state())
@@ -129,11 +133,21 @@ def test_an_unknown_symbol_is_404(server: ApiOverFile) -> None:
     "path", ["/fundin", "/funding/a/b", "/funding/batch/x", "/Funding", "/favicon.ico", "/funding//a"]
 )
 def test_an_unknown_path_is_404_with_an_error(server: ApiOverFile, path: str) -> None:
-    """Always a small JSON object."""
+    """Always a small JSON object, which no cache may keep for the next client."""
     server.put(state())
     response = server.get(path)
     assert response.status == 404
     assert list(json.loads(response.body)) == ["error"]
+    assert dict(response.headers)["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    "path", ["//", *(f"{path.replace('{symbol}', 'BTCUSDT')}/" for path in PATHS if path != "/"), "/funding/health//"]
+)
+def test_a_path_with_a_slash_at_the_end_is_unknown(server: ApiOverFile, path: str) -> None:
+    """A proxy in front finds its rules by path, so each path has one spelling; the error says what is wrong."""
+    server.put(state())
+    assert "do not end with a slash" in server.json(path, status=404)["error"]
 
 
 def test_a_stale_symbol_is_503_with_what_was_last_known(server: ApiOverFile) -> None:
@@ -298,17 +312,26 @@ def test_the_list_is_compressed_where_that_is_accepted(server: ApiOverFile, acce
     assert server.get("/funding", accept_encoding=accept).body == response.body
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/funding", "/funding/BTCUSDT", "/funding/health", "/funding/report", "/funding/stream", "/metrics"]
-)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("has_file", [True, False])
 def test_an_unknown_parameter_is_400(server: ApiOverFile, path: str, *, has_file: bool) -> None:
-    """Anywhere, data or not: a misspelt one must not be answered with everything."""
+    """Anywhere, data or not: a misspelt one must not be answered with everything, nor kept by a cache."""
     if has_file:
         server.put(state())
-    served_there = "allowed: symbols" if path == "/funding/stream" else "none is allowed here"
-    for query in ("symbol=BTCUSDT", "symbol", "symbol="):
-        assert server.json(path, query, status=400)["error"] == f"unknown parameter 'symbol'; {served_there}"
+    allowed = {"/funding/stream": "allowed: symbols", "/funding/batch": "allowed: symbols, sort, limit"}
+    hint = allowed.get(path, "none is allowed here")
+    for query in ("symbol=BTCUSDT", "symbol", "symbol=", "&symbol"):
+        assert server.json(path, query, status=400)["error"] == f"unknown parameter 'symbol'; {hint}"
+        assert dict(server.get(path, query).headers)["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("text", ["%zz", "%", "%4", "%FF", "%4g"])
+def test_a_query_that_is_not_percent_encoded_is_400(server: ApiOverFile, path: str, text: str) -> None:
+    """In a name or in a value: the server does not guess what the client meant."""
+    server.put(state())
+    for query in (text, f"symbols=BTCUSDT{text}"):
+        assert "error" in server.json(path, query, status=400)
 
 
 @pytest.mark.parametrize("set_by_s", [3600.0, -3600.0, 86_400.0])
@@ -342,6 +365,29 @@ def test_a_file_of_another_boot_from_the_future_is_not_fresh(tmp_path: Path) -> 
     assert server.json("/funding/A", status=503)["ageSeconds"] >= STALE_S
 
 
+@pytest.mark.parametrize("set_by_s", [0.0, 3600.0, -3600.0])
+@pytest.mark.parametrize("ahead_s", [0.002, 3600.0, 1e299])
+def test_a_record_dated_later_than_its_file_is_as_old_as_the_file(
+    server: ApiOverFile, ahead_s: float, set_by_s: float
+) -> None:
+    """It goes stale with the file, whatever the wall clock says, and is not fresh for ever."""
+    server.put(state({"A": record(updatedAt=WALL_S + ahead_s)}))
+    server.time.set_wall_by(set_by_s)
+    server.time.advance(STALE_S)
+    answer = server.json("/funding/A")
+    assert (answer["ageSeconds"], answer["updatedAt"]) == (STALE_S, WALL_S)
+    server.time.advance(1)
+    assert server.json("/funding/A", status=503)["stale"] is True
+    assert server.get("/funding").status == 503
+
+
+def test_a_file_dated_long_after_all_times_is_stale(tmp_path: Path) -> None:
+    """Its times are too large to add an age to them; they count from this boot."""
+    server = ApiOverFile(tmp_path, boot_id="another")
+    server.put(state({"A": record(updatedAt=1e299)}, updated_at=1e299))
+    assert server.json("/funding/A", status=503)["ageSeconds"] >= STALE_S
+
+
 def test_times_a_little_in_the_future_are_no_negative_age(tmp_path: Path) -> None:
     """Clocks of two boots differ a little: ages are zero at least."""
     server = ApiOverFile(tmp_path, boot_id="another")
@@ -372,10 +418,26 @@ def test_metrics_are_served_as_prometheus_text(server: ApiOverFile) -> None:
     assert headers["Vary"] == "Accept-Encoding"
     text = gzip.decompress(response.body)
     assert f"binance_funding_state_file_timestamp_seconds {WALL_S!r}\n" in text.decode()
-    of_file = text.partition(b"# HELP binance_funding_http_")[0]
+    of_file = text.partition(b"# HELP binance_funding_info")[0]
     assert server.get("/metrics").body.startswith(of_file)
     server.put(state(updated_at=WALL_S + 1))
     assert f"binance_funding_state_file_timestamp_seconds {WALL_S + 1!r}\n" in server.get("/metrics").body.decode()
+
+
+@pytest.mark.parametrize("content", [None, b"junk"])
+def test_without_a_usable_file_there_are_the_metrics_of_the_server(server: ApiOverFile, content: bytes | None) -> None:
+    """Nothing of the file, and nothing of the file before it."""
+    server.put(state())
+    assert b"binance_funding_state_file_timestamp_seconds" in server.get("/metrics").body
+    server.path.unlink()
+    if content is not None:
+        server.put(content)
+    response = server.get("/metrics", accept_encoding="gzip")
+    text = gzip.decompress(response.body).decode()
+    assert response.status == 200
+    names = set(re.findall(r"(?m)^# TYPE (\S+)", text))
+    assert {"binance_funding_http_connections", "binance_funding_info", "process_start_time_seconds"} <= names
+    assert names.isdisjoint({"binance_funding_state_file_timestamp_seconds", "binance_funding_symbols"})
 
 
 def test_metrics_of_the_server_itself_are_those_of_the_moment(server: ApiOverFile) -> None:
@@ -391,7 +453,8 @@ def test_metrics_of_the_server_itself_are_those_of_the_moment(server: ApiOverFil
     ("path", "route"),
     [
         ("/", "/"),
-        ("/funding/", "/funding"),
+        ("/funding/", "other"),
+        ("/funding/btcusdt/", "other"),
         ("/funding/batch", "/funding/batch"),
         ("/funding/btcusdt", "/funding/{symbol}"),
         ("/funding/no such symbol", "/funding/{symbol}"),
@@ -411,15 +474,14 @@ def test_requests_are_counted_by_the_route_that_answers(server: ApiOverFile, pat
 def test_routes_are_few(path: str) -> None:
     """Whatever is asked for: each is a time series for ever."""
     api = Api(StateReader("/nonexistent"), Settings(), SimulatedClock().clock)
-    routes = {"/", "/metrics", "other", "/funding", "/funding/{symbol}"}
-    routes |= {f"/funding/{name}" for name in ("batch", "stream", "health", "report")}
-    assert api.meter.route_of(Request("GET", path, "", {})) in routes
+    assert api.meter.route_of(Request("GET", path, "", {})) in {*PATHS, "other"}
 
 
 def test_the_root_names_the_endpoints(server: ApiOverFile) -> None:
     """With or without data; each of them can be asked."""
     answer = server.json("/")
     assert (answer["name"], sorted(answer)) == ("binance-funding", ["endpoints", "name", "version"])
+    assert {request.partition("?")[0] for request in answer["endpoints"]} == {*PATHS} - {"/"}
     server.put(state())
     for path in answer["endpoints"]:
         asked, _, query = path.replace("{symbol}", "BTCUSDT").partition("?")

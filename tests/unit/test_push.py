@@ -1,8 +1,11 @@
 """What a subscriber is sent: followed through everything that can happen to the file and to the programs."""
 
+import gc
 import json
 import shutil
 import tempfile
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,20 +168,98 @@ def test_nothing_is_sent_where_nothing_changed(server: ApiOverFile) -> None:
     assert subscriber.look() == b""
 
 
-@pytest.mark.parametrize("symbols", [None, ("ETHUSDT", "BTCUSDT")])
-def test_the_same_bytes_are_made_once(server: ApiOverFile, symbols: tuple[str, ...] | None) -> None:
-    """For all who ask for the same symbols and miss the same, whenever they were sent something last."""
-    subscribers = [Subscriber(server, symbols) for _ in range(3)]
-    for number in range(1, 5):
-        server.put(state({"BTCUSDT": record(fundingRate=number), "ETHUSDT": record()}, updated_at=WALL_S + number))
-        if number < 4:
-            subscribers[number - 1].look()
-    bodies = []
-    for subscriber in subscribers:
-        server.api.version()
-        bodies += [part for part in next(subscriber._events) if b"BTCUSDT" in part]
-    assert len(bodies) == 3
-    assert len(set(map(id, bodies))) == 1
+def grown_bytes(action: Callable[[], object]) -> int:
+    """Return how much more memory is in use after an action, whose result is kept meanwhile."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        kept = action()
+        gc.collect()
+        grown, _ = tracemalloc.get_traced_memory()
+        del kept
+        return grown
+    finally:
+        tracemalloc.stop()
+
+
+def market(rate: float, prefix: str = "SIM") -> dict[str, dict[str, Any]]:
+    """Return 300 records, 70 KB as they are sent."""
+    return {f"{prefix}{number:03}USDT": record(fundingRate=rate) for number in range(300)}
+
+
+def events_of(server: ApiOverFile, query: str) -> Iterator[list[bytes]]:
+    """Subscribe; return what the HTTP server asks for events."""
+    events = server.get("/funding/stream", query).events
+    assert events is not None
+    return events
+
+
+@pytest.mark.parametrize("has_names", [True, False])
+def test_what_many_subscribers_do_not_read_is_kept_once(server: ApiOverFile, *, has_names: bool) -> None:
+    """Forty of them, each with other symbols or all with all, hold the same bytes: copies would take 3 MB."""
+
+    def subscribe() -> object:
+        unread = []
+        for left_out in range(40):
+            names = [name for name in market(0) if name != f"SIM{left_out:03}USDT"]
+            events = events_of(server, f"symbols={','.join(names)}" if has_names else "")
+            unread.append((events, next(events)))
+        return unread
+
+    server.put(state(market(0.0001)))
+    server.get("/funding")
+    assert grown_bytes(subscribe) < 1_000_000
+
+
+def test_subscribers_that_came_and_went_leave_nothing_behind(server: ApiOverFile) -> None:
+    """Two hundred of them, one after the other, each with other symbols."""
+
+    def subscribe() -> None:
+        for left_out in range(200):
+            names = [name for name in market(0) if name != f"SIM{left_out:03}USDT"]
+            next(events_of(server, f"symbols={','.join(names)}"))
+
+    server.put(state(market(0.0001)))
+    next(events_of(server, ""))
+    assert grown_bytes(subscribe) < 500_000
+
+
+def test_names_that_nobody_knows_cost_a_subscriber_what_they_take_in_its_query(server: ApiOverFile) -> None:
+    """Each of twenty subscribers invents 3,000 names in 16 KB."""
+    names = ",".join(f"{number:04}" for number in range(3000))
+
+    def subscribe() -> object:
+        subscribers = [events_of(server, f"symbols={names}") for _ in range(20)]
+        return subscribers, [next(events) for events in subscribers]
+
+    assert grown_bytes(subscribe) < 20 * 24_000
+
+
+def test_symbols_that_have_left_are_forgotten(server: ApiOverFile) -> None:
+    """Forty markets of other names, one after the other: a reader drops each, and memory stays where it was."""
+    subscriber = Subscriber(server, None)
+
+    def change(numbers: range) -> None:
+        for number in numbers:
+            server.put(state(market(0.0001, f"M{number:02}X"), updated_at=WALL_S + number))
+            subscriber.look()
+            assert len(subscriber.follower.data) == 300
+
+    change(range(3))
+    assert grown_bytes(lambda: change(range(3, 40))) < 1_000_000
+
+
+def test_a_symbol_that_left_and_came_back_between_two_reads_is_there(server: ApiOverFile) -> None:
+    """A slow reader holds it with its new record, and no longer holds a symbol that left for good."""
+    subscriber = Subscriber(server, ("BTCUSDT", "ETHUSDT", "SOLUSDT"))
+    for number, records in enumerate(({}, {"BTCUSDT": record(fundingRate=0.5), "SOLUSDT": record()}), start=1):
+        server.put(state(records, updated_at=WALL_S + number))
+        server.get("/funding")
+    subscriber.look()
+    assert {name: one["fundingRate"] for name, one in subscriber.follower.data.items()} == {
+        "BTCUSDT": 0.5,
+        "SOLUSDT": 0.0001,
+    }
 
 
 def test_a_comment_comes_every_15_seconds(server: ApiOverFile) -> None:

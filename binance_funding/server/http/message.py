@@ -60,10 +60,10 @@ class Response(NamedTuple):
 
 
 def error_response(status: int, message: str, *headers: tuple[str, str]) -> Response:
-    """Make a response whose body is {"error": message}; no cache may keep it where status is 503."""
-    no_store = (("Cache-Control", "no-store"),) if status == HTTPStatus.SERVICE_UNAVAILABLE else ()
+    """Make a response whose body is {"error": message}. No cache may keep it: other clients must not get it."""
     body = json.dumps({"error": message}, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-    return Response(status, body, (("Content-Type", "application/json; charset=utf-8"), *no_store, *headers))
+    own_headers = (("Content-Type", "application/json; charset=utf-8"), ("Cache-Control", "no-store"))
+    return Response(status, body, (*own_headers, *headers))
 
 
 class BadRequest(Exception):

@@ -24,6 +24,7 @@ from .responder import FULL, Responder
 _RECV_BYTES = 16 << 10
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 _LATE = error_response(408, "the request was not complete in time")
+_MOST_BUFFERS = 1024  # of one sendmsg: IOV_MAX of Linux
 _NO_EVENTS: Iterator[list[bytes]] = iter(())
 
 _log = EventLogger(__name__)
@@ -321,7 +322,7 @@ class HttpServer:
         if not unsent:
             return True
         try:
-            sent = client.sock.send(unsent[0]) if len(unsent) == 1 else client.sock.sendmsg(unsent)
+            sent = client.sock.send(unsent[0]) if len(unsent) == 1 else client.sock.sendmsg(unsent[:_MOST_BUFFERS])
         except BlockingIOError:
             return False
         while unsent and sent >= len(unsent[0]):
