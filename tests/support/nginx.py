@@ -81,7 +81,7 @@ def configuration(folder: Path, port: int, first: int, second: int) -> str:
         "listen 8080;": f"listen 127.0.0.1:{port};",
         "listen [::]:8080;": f"listen 127.0.0.2:{port};",  # not every machine has IPv6
         "127.0.0.1:8889": f"127.0.0.1:{free_port()}",
-        "/run/": f"{folder}/",
+        "/var/cache/": f"{folder}/",
     }
     for shipped, put_in in replacements.items():
         assert shipped in text, shipped
