@@ -67,6 +67,10 @@ class Nginx(NamedTuple):
         """Return what has reached the hosts so far, push excepted."""
         return [Asked.parsed(line) for line in (self.folder / "asked.log").read_text(encoding="utf-8").splitlines()]
 
+    def copies(self) -> list[Path]:
+        """Return the files of its caches."""
+        return [path for path in self.folder.glob("nginx-binance-funding*/**/*") if path.is_file()]
+
     def errors(self) -> str:
         """Return its error log."""
         return (self.folder / "error.log").read_text(encoding="utf-8")
