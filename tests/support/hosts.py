@@ -105,8 +105,8 @@ def running_hosts(folder: Path, edit: Callable[[str], str] = lambda text: text, 
 class Crowd:
     """Clients that ask for all PATHS in turns, each over a connection of its own, and keep what was wrong.
 
-    Wrong is a status other than 200, and a record that is older than STALE_S or older than its answer says, each by more
-    than the age of a copy. (A list is 200 and marks the records that turn stale as long as some are fresh.)
+    Wrong is a status other than 200, and a record that is older than STALE_S or older than its answer says, each by
+    more than the age of a copy. (A list is 200 and marks the stale records as long as some are fresh.)
     """
 
     def __init__(self, nginx: Nginx, clients: int, pause_s: float) -> None:
