@@ -194,6 +194,13 @@ def test_what_is_subscribed_to_reaches_a_host_and_nothing_else_of_the_request(tm
     assert host.heads == [head.format("/funding/health", gzip), head.format("/funding/stream?symbols=A", gzip)]
 
 
+def test_a_subscription_with_a_large_body_is_refused_in_json(hosts: Hosts) -> None:
+    """As any other request with one."""
+    reply = STRANGE["large body"].ask(hosts.nginx.port, "/funding/stream")
+    assert reply is not None
+    assert (reply.status, json.loads(reply.body)) == (413, {"error": "request body too large"})
+
+
 def test_no_spelling_of_metrics_or_push_reaches_a_host_by_another_way(tmp_path: Path) -> None:
     """Nor does any path that no host serves."""
     with recorded(tmp_path, _answer("200 OK")) as host, Client(("127.0.0.1", host.nginx.port)) as client:
