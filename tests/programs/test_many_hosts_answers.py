@@ -1,6 +1,7 @@
 """What the nginx in front answers, as shipped, and with what can be switched on in its configuration."""
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def test_a_browser_gets_the_page_and_a_program_gets_json(hosts: Hosts) -> None:
     """The two answers of / are kept apart."""
     kinds = [hosts.ask("/", Accept=accept).headers["Content-Type"] for accept in ("text/html,*/*", "*/*") * 2]
     assert kinds == ["text/html; charset=utf-8", "application/json; charset=utf-8"] * 2
+
+
+def test_each_path_and_query_has_an_answer_of_its_own(hosts: Hosts) -> None:
+    """A question mark that belongs to the path does not begin a query."""
+    paths = ("batch?symbols=BTCUSDT", "batch?symbols=ETHUSDT", "batch%3Fsymbols=BTCUSDT", "BTCUSDT%3F", "BTCUSDT?")
+    eventually(lambda: time.time() % 1 < 0.5, "the first half of a second")
+    given = [hosts.ask(f"/funding/{path}") for path in paths]
+    assert [answer.status_code for answer in given] == [200, 200, 404, 404, 200]
+    assert [answer.json()["data"][0]["symbol"] for answer in given[:2]] == ["BTCUSDT", "ETHUSDT"]
 
 
 def test_an_answer_keeps_the_date_at_which_the_host_made_it(tmp_path: Path) -> None:
