@@ -17,9 +17,9 @@ from ..settings import Settings, SettingsError
 from ..state_file import AlreadyRunning, StateFile, why_not
 from .context import Context
 from .market.book import MOST_SYMBOLS, Book
-from .market.exchange_clock import LARGEST_WALL_OFFSET_S
 from .market.feed import Feed
 from .market.freshness import Freshness, FreshnessWatch
+from .market.thresholds import LARGEST_WALL_OFFSET_S
 from .output.publisher import Annotations, Publisher
 from .output.restore import restore
 from .source import transport

@@ -17,7 +17,7 @@ from binance_funding.daemon.market.exchange_clock import ExchangeClock
 from binance_funding.daemon.output.publisher import Annotations, Publisher, Renderer
 from binance_funding.daemon.source.rates import REST
 from binance_funding.state_file import StateFile, read
-from tests.support.clock import BOOT_ID, STEADY_S, WALL_S, SimulatedClock
+from tests.support.clock import BOOT_ID, STEADY_S, WALL_S, SimulatedClock, learn_time
 from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, context, rate
 from tests.support.waiting import PATIENCE_S, eventually
 
@@ -90,7 +90,7 @@ def test_updated_at_is_when_the_data_was_true_at_binance(renderer: Renderer, exc
     """By Binance's time as soon as it is known, never later than it came, written on this host's clock."""
     late = rate("A", event_time_ms=EVENT_MS - 40_000)
     assert as_records(renderer.render([late], OFFSET_S, PLAIN))["A"]["updatedAt"] == WALL_S
-    exchange_clock.restore(OFFSET_S)
+    learn_time(exchange_clock, OFFSET_S)
     assert as_records(renderer.render([late], OFFSET_S, PLAIN))["A"]["updatedAt"] == WALL_S - 40
     early = rate("A", event_time_ms=EVENT_MS + 3000)
     assert as_records(renderer.render([early], OFFSET_S, PLAIN))["A"]["updatedAt"] == WALL_S
@@ -101,7 +101,7 @@ def test_a_wrong_wall_clock_changes_no_age(
     renderer: Renderer, exchange_clock: ExchangeClock, wrong_by_s: float
 ) -> None:
     """It only says on which clock the age is written: written and updated are both wrong by as much."""
-    exchange_clock.restore(OFFSET_S)
+    learn_time(exchange_clock, OFFSET_S)
     late = rate("A", event_time_ms=EVENT_MS - 5000)
     rendered = as_records(renderer.render([late], OFFSET_S + wrong_by_s, PLAIN))
     assert rendered["A"]["updatedAt"] == WALL_S + wrong_by_s - 5
@@ -118,12 +118,12 @@ def test_a_set_wall_clock_changes_the_time_of_update(renderer: Renderer) -> None
 def test_a_slow_drift_of_either_clock_never_adds_up(renderer: Renderer, exchange_clock: ExchangeClock) -> None:
     """Steps too small to matter each are written once they do together."""
     rates = [rate("A", event_time_ms=EVENT_MS - 60_000)]
-    exchange_clock.restore(OFFSET_S)
+    learn_time(exchange_clock, OFFSET_S)
     for step in range(100):
         shown = as_records(renderer.render(rates, OFFSET_S + step * 0.03, PLAIN))["A"]["updatedAt"]
         assert abs(shown - (WALL_S - 60 + step * 0.03)) <= 0.11
     for step in range(100):
-        exchange_clock.restore(OFFSET_S + step * 0.03)
+        learn_time(exchange_clock, OFFSET_S + step * 0.03)
         shown = as_records(renderer.render(rates, OFFSET_S, PLAIN))["A"]["updatedAt"]
         assert abs(shown - (WALL_S - 60 - step * 0.03)) <= 0.11
 

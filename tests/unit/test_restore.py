@@ -99,13 +99,12 @@ def test_records_are_taken_over_with_their_old_times(daemon: StartingDaemon) -> 
 
 @pytest.mark.parametrize("set_by_s", [0.0, 3600.0, -3600.0, 86_400.0])
 def test_a_clock_set_meanwhile_changes_nothing_within_one_boot(daemon: StartingDaemon, set_by_s: float) -> None:
-    """Ages, what Binance asked to wait, and Binance's time are on the clock that nobody can set."""
+    """Ages and what Binance asked to wait are on the clock that nobody can set."""
     rest = {**status()["rest"], "paused_until": WALL_S + 65.0}
     content = state({"A": record(updatedAt=WALL_S - 20)}, connection_status=status(paused_until=WALL_S + 35, rest=rest))
     put(daemon.path, content)
     daemon.time.set_wall_by(set_by_s)
     daemon.restore()
-    assert daemon.context.exchange_clock.offset_s == pytest.approx(OFFSET_S - 0.125)
     assert daemon.book.rates()[0].received_s == STEADY_S - 20
     now_s = daemon.time.wall_s
     assert daemon.stream.status()["paused_until"] == pytest.approx(now_s + 30, abs=0.01)
@@ -140,11 +139,12 @@ def test_no_record_came_later_than_now(daemon: StartingDaemon) -> None:
     assert daemon.book.rates()[0].received_s == daemon.time.steady_s
 
 
-def test_a_record_ahead_of_binances_time_is_dropped(daemon: StartingDaemon) -> None:
-    """It would block its symbol until then."""
-    put(daemon.path, state({"A": record(), "AHEAD": record(eventTime=EVENT_MS + 23 * 3_600_000)}))
+def test_binances_time_is_not_taken_over(daemon: StartingDaemon) -> None:
+    """A wrong one would outlive every restart; ages are those of the file until it is known."""
+    put(daemon.path, state({"A": record(updatedAt=WALL_S - 7)}))
     daemon.restore()
-    assert list(daemon.ages_s()) == ["A"]
+    assert daemon.context.exchange_clock.offset_s is None
+    assert daemon.ages_s() == {"A": 7 + DOWN_S}
 
 
 def test_a_pause_that_is_over_is_none(daemon: StartingDaemon) -> None:

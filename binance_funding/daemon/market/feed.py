@@ -1,11 +1,13 @@
 """Where the messages of all connections come together: each is decoded once, and merged as far as it can be true."""
 
+import math
 import threading
 from collections import deque
 from dataclasses import dataclass
 
 from ..context import Context
 from ..source.rates import STREAM, Decoded, MalformedMessage, decode_stream
+from .exchange_clock import Verdict
 from .freshness import FreshnessWatch
 
 
@@ -44,10 +46,23 @@ class Feed:
             return decoded.median_event_time_ms
 
     def admit(self, decoded: Decoded, source: str, received_s: float) -> Decoded:
-        """Return what may have happened by Binance's time, which these rows bear witness of; count rejected rows."""
+        """Return the message without rows that are ahead of Binance's time; count and log what is rejected.
+
+        While it is in doubt whether the message or the known time is wrong, all rows are left out, but not rejected.
+        """
         exchange_clock = self.context.exchange_clock
-        exchange_clock.note_events(source, decoded.median_event_time_ms, received_s)
-        decoded = decoded.up_to(exchange_clock.latest_ms(received_s))
+        if not decoded.rates:
+            verdict = Verdict.TIMELY
+        else:
+            verdict = exchange_clock.judge(decoded.median_event_time_ms, received_s)
+        if verdict is Verdict.TIMELY:
+            decoded = decoded.up_to(exchange_clock.latest_row_ms(decoded.median_event_time_ms, received_s))
+        elif verdict is Verdict.DOUBTFUL:
+            cause = "event times are ahead of Binance's time, which is in doubt"
+            self.context.throttle.warn("time of Binance in doubt", cause, source=source, next="asked for at once")
+            return decoded._replace(rates=[], first_fault=cause)
+        else:
+            decoded = decoded.up_to(-math.inf)
         if decoded.rejected:
             with self._lock:
                 self.rejected_rows += decoded.rejected

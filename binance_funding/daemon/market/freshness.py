@@ -81,7 +81,7 @@ class FreshnessWatch:
 
     def observe(self) -> Freshness:
         """Measure the market now; note its age, the beginning or the end of a gap; drop what is ahead of its time."""
-        dropped = self.book.drop_ahead(self._exchange_clock.latest_ms(self._clock.steady_s()))
+        dropped = self.book.drop_ahead(self._exchange_clock.latest_record_ms(self._clock.steady_s()))
         if dropped:
             _log.warning("records dropped", count=dropped, cause="their event times are ahead of Binance's time")
         with self._lock:

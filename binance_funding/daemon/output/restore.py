@@ -37,11 +37,6 @@ def restore(
     file_now_s = state["updated_at"] + down_s
     steady_minus_file_s = now.steady_s - file_now_s
     records, status = state["funding_state"], state["connection_status"]
-    offset_s = status["clock_offset_seconds"]
-    # A release that knew of no lag took the offset from the stream, which may have lagged: it named no such time.
-    is_from_time = offset_s is not None and status["market_served_time"] is not None
-    if is_from_time and boot_id and state["boot_id"] == boot_id:
-        context.exchange_clock.restore(offset_s - steady_minus_file_s)
     book.restore(_rate(symbol, record, steady_minus_file_s, now.steady_s) for symbol, record in records.items())
     rest.restore(pause_s(status["rest"], file_now_s), *_intervals(records))
     stream.restore(pause_s(status, file_now_s))

@@ -34,8 +34,6 @@ _log = EventLogger(__name__)
 
 PREMIUM_INDEX, TIME, _FUNDING_INFO = "/fapi/v1/premiumIndex", "/fapi/v1/time", "/fapi/v1/fundingInfo"
 _INTERVALS_KEPT_S = 3600.0
-# The boot clock keeps the time, and in fallback every request counts towards the weight.
-_TIME_KEPT_S = 240.0
 # Each of them is asked for with a snapshot, once a minute at most, and may not hold up the next one.
 _RETRY_S, _BESIDE_WITHIN_S = 55.0, 5.0
 # An answer that lacks more of the symbols whose interval was known is a fault.
@@ -225,9 +223,11 @@ class RestPoller:
         self._update_fallback()
         wait_s = self._due_s() - self.progress_s
         if wait_s > 0:
-            return min(wait_s, _LONGEST_STEP_S, max(_SHORTEST_STEP_S, self._until_fallback_s()))
-        if self._poll():
             self._update_time()
+            return min(wait_s, _LONGEST_STEP_S, max(_SHORTEST_STEP_S, self._until_fallback_s()))
+        is_usable = self._poll()
+        self._update_time()
+        if is_usable:
             self._update_intervals()
         return 0.0
 
@@ -326,9 +326,12 @@ class RestPoller:
         """
         now_s = self._clock.steady_s()
         spare_s = min(self._due_s() - now_s, self._until_fallback_s())
-        if spare_s <= 0 or now_s < self._asked_beside_s.get(path, -math.inf) + _RETRY_S:
+        is_too_soon = path != TIME and now_s < self._asked_beside_s.get(path, -math.inf) + _RETRY_S
+        if spare_s <= 0 or self._paused_until_s > now_s or is_too_soon:
             return
         self._asked_beside_s[path] = now_s
+        if path == TIME:
+            self.context.exchange_clock.note_asked(now_s)
         trouble = "time of Binance not learned" if path == TIME else "funding intervals unknown"
         over = "time of Binance learned again" if path == TIME else "funding intervals known again"
         try:
@@ -340,10 +343,8 @@ class RestPoller:
             self._throttle.resolve(trouble, log_as=over)
 
     def _update_time(self) -> None:
-        """Ask what time it is at Binance where that is not known or doubted, and once in a while."""
-        clock = self.context.exchange_clock
-        is_old = not self.fallback_active and self._clock.steady_s() - clock.learned_s >= _TIME_KEPT_S
-        if clock.is_doubted() or is_old:
+        """Ask for Binance's time if that is due."""
+        if self._clock.steady_s() >= self.context.exchange_clock.ask_due_s:
             self._ask_beside(TIME, self._learn_time)
 
     def _learn_time(self, body: bytes) -> None:
