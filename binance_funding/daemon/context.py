@@ -8,8 +8,7 @@ from ..settings import Settings
 from .market.comparison import Comparison
 from .market.exchange_clock import ExchangeClock
 from .market.last_day import History
-
-_LONGEST_CURRENT_S = 8.0
+from .market.thresholds import CURRENT_S
 
 
 @dataclass
@@ -28,4 +27,4 @@ class Context:
     @property
     def current_s(self) -> float:
         """Age up to which a row of the stream is current, in seconds: beyond it, REST is asked in its stead."""
-        return min(_LONGEST_CURRENT_S, self.settings.silence_seconds)
+        return min(CURRENT_S, self.settings.silence_seconds)

@@ -16,7 +16,7 @@ from ..schema import STATUS, declared
 from ..settings import Settings, SettingsError
 from ..state_file import AlreadyRunning, StateFile, why_not
 from .context import Context
-from .market.book import MOST_SYMBOLS, Book
+from .market.book import Book
 from .market.feed import Feed
 from .market.freshness import Freshness, FreshnessWatch
 from .market.thresholds import LARGEST_WALL_OFFSET_S
@@ -134,8 +134,6 @@ class Daemon:
 
     def _prune(self, now_s: float) -> None:
         self._book.prune_delisted(now_s)
-        if self._book.is_full():
-            self._throttle.warn("too many symbols", level=logging.ERROR, most=MOST_SYMBOLS, next="new ones left out")
         gc.collect()  # what ended connections leave behind goes round in circles, and there may be many
 
     def _report_to_systemd(self, freshness: Freshness, now_s: float, *, has_watchdog: bool) -> None:

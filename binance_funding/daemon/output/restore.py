@@ -43,7 +43,8 @@ def restore(
     context.history.restore(state)
     context.comparison.state = state["comparison"]
     freshness.not_running = down_s > GAP_SECONDS
-    freshness.start_at((status["daemon_start_time"] or state["updated_at"]) + steady_minus_file_s)
+    started_s, served_s = status["daemon_start_time"] or state["updated_at"], status["market_served_time"] or 0.0
+    freshness.start_at(started_s + steady_minus_file_s, served_s + steady_minus_file_s)
     if down_s <= GAP_SECONDS:
         # So short a restart is no gap, and none in what was watched either.
         context.history.count(now.wall_s, observed=down_s)

@@ -50,7 +50,7 @@ _FALLBACK_SHARE = 0.86
 _SHORTEST_STEP_S, _LONGEST_STEP_S = 0.05, 1.0
 _LONGEST_WORDS = 300
 _REFUSED, _FAILED = "REST refused", "REST failed"
-_KNOWN_STATUSES = ("403", "418", "429", "451", "connection", "malformed", "timeout")
+_KNOWN_STATUSES = ("403", "418", "429", "451", "connection", "malformed", "old", "timeout")
 
 
 class RestError(Exception):
@@ -289,7 +289,10 @@ class RestPoller:
             return False
         self._compare(decoded.rates, received)
         self._freshness.merge(decoded.rates)
-        self._book.note_snapshot(decoded.rates, received.steady_s)
+        age_s = self._book.note_snapshot(decoded.rates, received.steady_s)
+        if age_s > self.context.current_s:
+            self._note_error(RestError(f"the rows of the snapshot are {age_s:.0f} s old", "old"))
+            return False
         # After the merge: a gap that it ends is logged with the trouble there was.
         self.last_success_wall_s, self.trouble, self._refused_in_a_row = round(received.wall_s, 3), None, 0
         self._throttle.resolve(_REFUSED, _FAILED, log_as="REST recovered")
