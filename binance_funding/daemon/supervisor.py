@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import __version__, process, service
 from ..clock import Clock, Moment
-from ..log import EventLogger
+from ..log import EventLogger, printable
 from ..schema import STATUS, declared
 from ..settings import Settings, SettingsError
 from ..state_file import AlreadyRunning, StateFile, why_not
@@ -148,8 +148,8 @@ class Daemon:
                 self._throttle.warn("systemd not reached", "its notification socket takes nothing", next="tried again")
             else:
                 self._throttle.resolve("systemd not reached", log_as="systemd reached again")
-        # What Binance says ends up in it, and a line of its own would be an order to systemd.
-        status = "".join(c if c.isprintable() else " " for c in self._status_line(freshness, now_s))
+        # A newline in a text of Binance would start another sd_notify assignment.
+        status = printable(self._status_line(freshness, now_s))
         if status != self._status:
             self._status = status
             self.notify(f"STATUS={status}")

@@ -209,12 +209,16 @@ def test_a_pause_of_the_host_was_not_watched(house: House) -> None:
     assert sum(quarter["observed"] for quarter in house.write()["history"]) == pytest.approx(120, abs=2)
 
 
+def _die() -> None:
+    raise RuntimeError("a bug")
+
+
 def test_exit_status_tells_a_signal_from_a_dead_thread(house: House) -> None:
     """0 and 70: systemd restarts after the one, and an operator searches after the other."""
     house.advance(10)
     assert house.daemon._end() == 0
     assert house.told[-1] == "STOPPING=1"
-    house.threads.crashed = "rest"
+    house.threads.guard("rest", _die)
     assert house.daemon._end() == 70
 
 

@@ -16,7 +16,7 @@ from binance_funding.daemon.source.rates import FundingRate
 from binance_funding.daemon.source.refusals import LONGEST_BAN_S
 from binance_funding.daemon.source.rest import RestClient, RestPoller
 from binance_funding.state_file import EMPTY
-from tests.support.clock import STEADY_S, WALL_S, SimulatedClock
+from tests.support.clock import STEADY_S, WALL_S, SimulatedClock, learn_time
 from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, context, put, record, state, status
 from tests.support.state_files import OLD_FILE
 
@@ -111,15 +111,19 @@ def test_a_clock_set_meanwhile_changes_nothing_within_one_boot(daemon: StartingD
     assert daemon.rest.status()["paused_until"] == pytest.approx(now_s + 60, abs=0.01)
 
 
-def test_after_a_reboot_the_wall_clock_says_how_old_everything_is(tmp_path: Path) -> None:
-    """Binance's time on the clock since boot is unknown again; ages are by the times in the file."""
+@pytest.mark.parametrize("wall_error_s", [0.0, -3600.0, -24.0])
+def test_after_a_reboot_the_records_are_stale(tmp_path: Path, wall_error_s: float) -> None:
+    """A host without a clock of its own does not know for how long it was off, until Binance's time is known."""
     daemon = StartingDaemon(tmp_path / "state.json", boot_id="another")
-    daemon.time.steady_s = 30.0
-    put(daemon.path, state({"A": record(updatedAt=WALL_S - 20)}, connection_status=status(paused_until=WALL_S + 35)))
+    daemon.time.steady_s = 10.0
+    daemon.time.set_wall_by(wall_error_s)
+    put(daemon.path, state({"A": record()}, connection_status=status(paused_until=WALL_S + 35)))
     daemon.restore()
     assert daemon.context.exchange_clock.offset_s is None
-    assert daemon.ages_s() == {"A": 25.0}
-    assert daemon.stream.status()["paused_until"] == pytest.approx(WALL_S + 35)
+    assert daemon.ages_s()["A"] >= daemon.context.settings.stale_seconds
+    assert daemon.freshness.observe().newest_s <= daemon.time.steady_s - daemon.context.settings.stale_seconds
+    learn_time(daemon.context.exchange_clock, WALL_S + 600 - 10, 10)
+    assert daemon.ages_s()["A"] >= 600
 
 
 def test_a_file_from_the_future_is_as_old_as_the_boot(tmp_path: Path) -> None:

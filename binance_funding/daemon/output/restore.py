@@ -37,7 +37,10 @@ def restore(
     file_now_s = state["updated_at"] + down_s
     steady_minus_file_s = now.steady_s - file_now_s
     records, status = state["funding_state"], state["connection_status"]
-    book.restore(_rate(symbol, record, steady_minus_file_s, now.steady_s) for symbol, record in records.items())
+    # Nobody knows for how long the host was off, until Binance's time is known: until then the data counts as stale.
+    is_same_boot = bool(boot_id) and state["boot_id"] == boot_id
+    latest_s = now.steady_s - (0.0 if is_same_boot else context.settings.stale_seconds)
+    book.restore(_rate(symbol, record, steady_minus_file_s, latest_s) for symbol, record in records.items())
     rest.restore(pause_s(status["rest"], file_now_s), *_intervals(records))
     stream.restore(pause_s(status, file_now_s))
     context.history.restore(state)
@@ -57,10 +60,10 @@ def pause_s(status: Mapping[str, Any], now_s: float) -> float:
     return min(max(0.0, (status["paused_until"] or 0.0) - now_s), LONGEST_BAN_S)
 
 
-def _rate(symbol: str, record: Mapping[str, Any], steady_minus_file_s: float, now_s: float) -> FundingRate:
+def _rate(symbol: str, record: Mapping[str, Any], steady_minus_file_s: float, latest_s: float) -> FundingRate:
     decimals = tuple(repr(record[name]) for name in DECIMALS)
     times_ms = int(record["nextFundingTime"]), int(record["eventTime"])
-    received_s = min(now_s, record["updatedAt"] + steady_minus_file_s)
+    received_s = min(latest_s, record["updatedAt"] + steady_minus_file_s)
     return FundingRate(symbol, decimals, *times_ms, record["source"], received_s)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from ...log import printable
 from ...schema import DECIMALS, refuse_constant
 
 STREAM, REST = "websocket", "rest"
@@ -165,7 +166,8 @@ def _quote(payload: bytes) -> str:
 
 
 def _explain(fault: Exception, row: Any) -> str:
-    return f"{type(fault).__name__} {str(fault)[:_QUOTE_CHARACTERS]} in row {str(row)[:_QUOTE_CHARACTERS]}"
+    quoted = f"{str(fault)[:_QUOTE_CHARACTERS]} in row {str(row)[:_QUOTE_CHARACTERS]}"
+    return f"{type(fault).__name__} {printable(quoted)}"
 
 
 _Row = Any  # as parsed: whether it is even an object is for the conversion to find out
@@ -186,7 +188,7 @@ def _decode_rows(rows: list[_Row], convert: _Convert, received_s: float) -> Deco
         if rate is not None:
             rates.append(rate)
     times_ms = sorted([rate.event_time_ms for rate in rates])
-    median_ms, latest_ms = (times_ms[len(times_ms) // 2], times_ms[-1]) if times_ms else (0, 0)
+    median_ms, latest_ms = (times_ms[(len(times_ms) - 1) // 2], times_ms[-1]) if times_ms else (0, 0)
     return Decoded(rates, median_ms, latest_ms, rejected, first_fault)
 
 
