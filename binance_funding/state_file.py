@@ -74,7 +74,7 @@ class StateFile:
             raise
 
     def write(self, records: Iterable[bytes], header: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
-        """Replace the file by `header`, `funding_state` (of `schema.record_template`) and `rest`. Raises OSError."""
+        """Replace the file by `header`, `funding_state` (of `record.render`) and `rest`. Raises OSError."""
         # Joined as bytes: one symbol of other letters than ASCII would widen the text of all of them.
         # A record a line, for grep.
         content = b'{%b,"funding_state":{\n%b\n},%b}\n' % (_members(header), b",\n".join(records), _members(rest))

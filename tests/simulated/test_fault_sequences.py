@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from binance_funding.daemon.output.publisher import Annotations, Publisher
-from binance_funding.daemon.source.rates import REST, MalformedMessage, decode_premium_index
+from binance_funding.daemon.record import REST
+from binance_funding.daemon.source.rates import MalformedMessage, decode_premium_index
 from binance_funding.server.state_reader import StateReader
 from binance_funding.state_file import StateFile
 from tests.exchange.market import Market, to_json

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from binance_funding.daemon.source.rates import REST
+from binance_funding.daemon.record import REST
 from binance_funding.daemon.source.rest import BrokenOff, RestError
 from tests.support.samples import index_row
 from tests.support.simulated_rest import INDEX, INFO, TIME, RestWorld, refused

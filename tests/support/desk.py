@@ -6,7 +6,7 @@ from typing import Any
 from binance_funding.daemon.market.book import Book
 from binance_funding.daemon.market.feed import Feed
 from binance_funding.daemon.market.freshness import FreshnessWatch
-from binance_funding.daemon.source.rates import REST, STREAM
+from binance_funding.daemon.record import REST, STREAM
 from tests.support.clock import STEADY_S, WALL_S, SimulatedClock, learn_time
 from tests.support.samples import context, rate, stream_row
 

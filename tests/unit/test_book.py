@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from binance_funding.daemon.source.rates import REST, STREAM
+from binance_funding.daemon.record import REST, STREAM
 from tests.support.clock import STEADY_S
 from tests.support.desk import Desk
 from tests.support.samples import EVENT_MS, rate

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from binance_funding.daemon.source.rates import STREAM, FundingRate
+from binance_funding.daemon.record import STREAM, FundingRate
 from tests.support.clock import WALL_S
 from tests.support.desk import Desk
 from tests.support.samples import stream_row

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from binance_funding.daemon.source.rates import REST, STREAM
+from binance_funding.daemon.record import REST, STREAM
 from tests.support.clock import STEADY_S, WALL_S
 from tests.support.desk import OFFSET_S, Desk
 from tests.support.samples import rate

@@ -15,7 +15,7 @@ from binance_funding.clock import Moment
 from binance_funding.daemon.market.book import Book
 from binance_funding.daemon.market.exchange_clock import ExchangeClock
 from binance_funding.daemon.output.publisher import Annotations, Publisher, Renderer
-from binance_funding.daemon.source.rates import REST
+from binance_funding.daemon.record import REST
 from binance_funding.state_file import StateFile, read
 from tests.support.clock import BOOT_ID, STEADY_S, WALL_S, SimulatedClock, learn_time
 from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, context, rate
@@ -48,7 +48,7 @@ def as_records(texts: list[bytes]) -> dict[str, Any]:
 def test_a_rate_is_rendered_as_the_documented_record(renderer: Renderer) -> None:
     """Names, units and clocks of the state file; the numbers are those sent, the interval is 8 h unless known."""
     rates = [
-        rate('币"A', funding_rate="-0.00000001", mark_price="91725.87823913", received_s=STEADY_S + 0.1049),
+        rate('币"A', funding_rate=-0.00000001, mark_price=91725.87823913, received_s=STEADY_S + 0.1049),
         rate("B", source=REST),
     ]
     annotations = Annotations({"B": 4}, frozenset({'币"A', "B"}), frozenset({'币"A', "B"}), frozenset())
@@ -80,7 +80,7 @@ def test_a_rate_that_has_not_changed_is_not_rendered_again(renderer: Renderer) -
     """Its text is the same object; only the changed one is new."""
     first, second = rate("A"), rate("B")
     before = renderer.render([first, second], OFFSET_S, PLAIN)
-    changed = rate("B", funding_rate="0.5")
+    changed = rate("B", funding_rate=0.5)
     after = renderer.render([first, changed], OFFSET_S + 0.05, PLAIN)
     assert after[0] is before[0]
     assert as_records(after)["B"]["fundingRate"] == 0.5
@@ -166,7 +166,7 @@ def test_a_removed_symbol_is_not_rendered(renderer: Renderer) -> None:
     before = renderer.render([gone, rate("B")], OFFSET_S, PLAIN)
     assert list(as_records(renderer.render([rate("B")], OFFSET_S, PLAIN))) == ["B"]
     assert renderer.render([gone, rate("B")], OFFSET_S, PLAIN)[0] is not before[0]
-    back = as_records(renderer.render([rate("B"), rate("A", funding_rate="0.7")], OFFSET_S, PLAIN))
+    back = as_records(renderer.render([rate("B"), rate("A", funding_rate=0.7)], OFFSET_S, PLAIN))
     assert back["A"]["fundingRate"] == 0.7
 
 
@@ -233,7 +233,7 @@ def test_a_change_is_written_without_waiting_for_the_heartbeat(tmp_path: Path) -
     with office.running():
         office.book.merge([rate("A")])
         eventually(office.path.exists, "the first file")
-        office.book.merge([rate("A", event_time_ms=EVENT_MS + 1, funding_rate="0.5")])
+        office.book.merge([rate("A", event_time_ms=EVENT_MS + 1, funding_rate=0.5)])
         eventually(lambda: office.rate_in_file() == 0.5, "the change in the file")
 
 
@@ -252,7 +252,7 @@ def test_the_last_state_is_written_at_the_end(tmp_path: Path) -> None:
         office.book.merge([rate("A")])
         eventually(office.path.exists, "the first file")
         office.stop.set()
-        office.book.merge([rate("A", event_time_ms=EVENT_MS + 1, funding_rate="0.5")])
+        office.book.merge([rate("A", event_time_ms=EVENT_MS + 1, funding_rate=0.5)])
     assert office.rate_in_file() == 0.5
 
 

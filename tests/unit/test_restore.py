@@ -10,9 +10,9 @@ from binance_funding.daemon.market.book import Book
 from binance_funding.daemon.market.feed import Feed
 from binance_funding.daemon.market.freshness import FreshnessWatch
 from binance_funding.daemon.output.restore import restore
+from binance_funding.daemon.record import FundingRate
 from binance_funding.daemon.source.connection import Connection
 from binance_funding.daemon.source.pool import StreamPool
-from binance_funding.daemon.source.rates import FundingRate
 from binance_funding.daemon.source.refusals import LONGEST_BAN_S
 from binance_funding.daemon.source.rest import RestClient, RestPoller
 from binance_funding.state_file import EMPTY
@@ -62,8 +62,7 @@ class StartingDaemon:
         """Let the stream bring a current row."""
         now_s = self.time.steady_s
         event_ms = round((now_s + OFFSET_S) * 1000)
-        decimals = ("0.5", "1.5", "1.5")
-        self.freshness.merge([FundingRate(symbol, decimals, NEXT_FUNDING_MS, event_ms, "websocket", now_s)])
+        self.freshness.merge([FundingRate(symbol, 0.5, 1.5, 1.5, NEXT_FUNDING_MS, event_ms, "websocket", now_s)])
 
     @staticmethod
     def _never_spawned(_name: str, _run: Any) -> None:
@@ -87,7 +86,9 @@ def test_records_are_taken_over_with_their_old_times(daemon: StartingDaemon) -> 
     first, second = daemon.book.rates()
     assert first == FundingRate(
         "A",
-        ("0.0001", "91725.87823913", "91769.87543478"),
+        0.0001,
+        91725.87823913,
+        91769.87543478,
         NEXT_FUNDING_MS,
         EVENT_MS,
         "rest",

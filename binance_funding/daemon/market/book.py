@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from ..context import Context
-from ..source.rates import STREAM, FundingRate
+from ..record import STREAM, FundingRate
 from . import thresholds
 
 

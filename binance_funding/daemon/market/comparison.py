@@ -5,7 +5,7 @@ from typing import Any
 
 from ...log import EventLogger, LogThrottle
 from ...schema import TOTALS
-from ..source.rates import FundingRate
+from ..record import FundingRate
 
 _log = EventLogger(__name__)
 
@@ -75,5 +75,5 @@ def _is_comparable(ours: FundingRate, theirs: FundingRate) -> bool:
 
 
 def _is_identical(ours: FundingRate, theirs: FundingRate) -> bool:
-    same_numbers = [*map(float, ours.decimals)] == [*map(float, theirs.decimals)]
-    return same_numbers and ours.event_time_ms == theirs.event_time_ms
+    same_prices = ours.mark_price == theirs.mark_price and ours.index_price == theirs.index_price
+    return same_prices and ours.funding_rate == theirs.funding_rate and ours.event_time_ms == theirs.event_time_ms

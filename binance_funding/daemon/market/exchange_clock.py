@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from ...clock import Clock
 from ...log import EventLogger
-from ..source.rates import FundingRate
+from ..record import FundingRate
 from . import thresholds
 
 _log = EventLogger(__name__)

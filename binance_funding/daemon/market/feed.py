@@ -6,7 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from ..context import Context
-from ..source.rates import STREAM, Decoded, MalformedMessage, decode_stream
+from ..record import STREAM
+from ..source.rates import Decoded, MalformedMessage, decode_stream
 from .exchange_clock import Verdict
 from .freshness import FreshnessWatch
 

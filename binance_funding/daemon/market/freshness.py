@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ...log import EventLogger
 from ..context import Context
-from ..source.rates import REST, FundingRate
+from ..record import REST, FundingRate
 from . import thresholds
 from .book import Book
 

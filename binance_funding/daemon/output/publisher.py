@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...clock import Moment
-from ...schema import HEADER, USUAL_INTERVAL_HOURS, VERSION, declared, record_template
+from ...schema import HEADER, MARKS, USUAL_INTERVAL_HOURS, VERSION, declared
 from ...state_file import StateFile
 from ..context import Context
 from ..market.book import Book
 from ..market.exchange_clock import ExchangeClock
-from ..source.rates import FundingRate
+from ..record import FundingRate, render
 
 _TROUBLE = "state file not written"
 # A clock set by more than this since a record was rendered: its time must be written anew.
@@ -30,27 +30,31 @@ class Annotations(NamedTuple):
     halted: frozenset[str]
 
 
-@dataclass(slots=True)
 class _Member:
-    """What of one symbol's member stays the same, and the member as it was rendered last."""
+    """One symbol's member of `funding_state`: what stays the same, and the text that was rendered last."""
 
-    template: str
-    interval_hours: int
-    rate: FundingRate | None = None
-    text: bytes = b""
+    __slots__ = ("interval_hours", "marks_text", "rate", "symbol_text", "text")
+
+    def __init__(self, symbol: str, interval_hours: int, marks: list[str]) -> None:
+        self.symbol_text = json.dumps(symbol, ensure_ascii=False)
+        self.interval_hours = interval_hours
+        self.marks_text = "".join(f',"{mark}":true' for mark in marks)
+        self.rate: FundingRate | None = None  # the record that `text` was rendered of
+        self.text = b""
 
 
 class Renderer:
-    """Renders rates as members of `funding_state`; one that has not changed is not rendered again. For one thread."""
+    """Renders records as members of `funding_state`; an unchanged record is not rendered again. For one thread."""
 
     def __init__(self, exchange_clock: ExchangeClock) -> None:
         self._exchange_clock = exchange_clock
         self._members: dict[str, _Member] = {}
+        # The members were rendered with these; when one of them changes, all are rendered anew.
         self._annotations = Annotations({}, frozenset(), None, frozenset())
         self._wall_minus_steady_s = self._offset_s = 0.0
 
     def render(self, rates: list[FundingRate], wall_minus_steady_s: float, annotations: Annotations) -> list[bytes]:
-        """Return the members for all rates, in their order."""
+        """Return the members for all records, in their order."""
         offset_s = self._exchange_clock.offset_s or 0.0
         step_s = max(abs(wall_minus_steady_s - self._wall_minus_steady_s), abs(offset_s - self._offset_s))
         if step_s > _CLOCK_STEP_S or annotations != self._annotations or len(self._members) > len(rates):
@@ -60,12 +64,11 @@ class Renderer:
         wall_s, as_of_s = self._wall_minus_steady_s, self._exchange_clock.as_of_s
         texts = []
         for rate in rates:
-            member = self._members.get(rate[0]) or self._new_member(rate[0])
+            member = self._members.get(rate.symbol) or self._new_member(rate.symbol)
             if member.rate is not rate:
-                _, decimals, next_funding_time_ms, event_time_ms, source, received_s = rate
-                updated_at_s = as_of_s(event_time_ms, received_s) + wall_s
-                values = *decimals, next_funding_time_ms, event_time_ms, updated_at_s, member.interval_hours, source
-                member.rate, member.text = rate, (member.template % values).encode()
+                updated_at_s = as_of_s(rate.event_time_ms, rate.received_s) + wall_s
+                text = render(rate, member.symbol_text, updated_at_s, member.interval_hours, member.marks_text)
+                member.rate, member.text = rate, text.encode()
             texts.append(member.text)
         return texts
 
@@ -76,8 +79,8 @@ class Renderer:
             "unlisted": listed is not None and symbol not in listed,
             "fundingIntervalAssumed": symbol not in hours and symbol not in known,
         }
-        template = record_template(json.dumps(symbol, ensure_ascii=False), marks)
-        member = self._members[symbol] = _Member(template, hours.get(symbol, USUAL_INTERVAL_HOURS))
+        is_set = [mark.name for mark in MARKS if marks[mark.name]]
+        member = self._members[symbol] = _Member(symbol, hours.get(symbol, USUAL_INTERVAL_HOURS), is_set)
         return member
 
 

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...log import EventLogger
-from ...schema import DECIMALS, GAP_SECONDS, USUAL_INTERVAL_HOURS
+from ...schema import GAP_SECONDS, USUAL_INTERVAL_HOURS
 from ...state_file import UnusableState, read, written_age_s
 from ..context import Context
 from ..market.book import Book
 from ..market.freshness import FreshnessWatch
+from ..record import FundingRate
 from ..source.pool import StreamPool
-from ..source.rates import FundingRate
 from ..source.refusals import LONGEST_BAN_S
 from ..source.rest import RestPoller
 
@@ -61,10 +61,16 @@ def pause_s(status: Mapping[str, Any], now_s: float) -> float:
 
 
 def _rate(symbol: str, record: Mapping[str, Any], steady_minus_file_s: float, latest_s: float) -> FundingRate:
-    decimals = tuple(repr(record[name]) for name in DECIMALS)
-    times_ms = int(record["nextFundingTime"]), int(record["eventTime"])
-    received_s = min(latest_s, record["updatedAt"] + steady_minus_file_s)
-    return FundingRate(symbol, decimals, *times_ms, record["source"], received_s)
+    return FundingRate(
+        symbol,
+        funding_rate=record["fundingRate"],
+        mark_price=record["markPrice"],
+        index_price=record["indexPrice"],
+        next_funding_time_ms=int(record["nextFundingTime"]),
+        event_time_ms=int(record["eventTime"]),
+        source=record["source"],
+        received_s=min(latest_s, record["updatedAt"] + steady_minus_file_s),
+    )
 
 
 def _intervals(records: Mapping[str, Any]) -> tuple[dict[str, int], frozenset[str]]:

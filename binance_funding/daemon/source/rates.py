@@ -1,4 +1,4 @@
-"""The FundingRate record, and the decoding of both Binance formats into it. Pure: no I/O, no state.
+"""Decoding of both Binance formats into FundingRate records. Pure: no I/O, no state.
 
 Facts of the exchange, as of November 2026:
 - Stream rows: `e` "markPriceUpdate", `E` event time ms, `s` symbol, `p` mark price, `i` index price, `r` funding rate,
@@ -13,13 +13,11 @@ Facts of the exchange, as of November 2026:
 import json
 import re
 from collections.abc import Callable
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from ...log import printable
-from ...schema import DECIMALS, refuse_constant
-
-STREAM, REST = "websocket", "rest"
+from ...schema import refuse_constant
+from ..record import REST, STREAM, FundingRate
 
 _LONGEST_SYMBOL = 64
 _QUOTE_CHARACTERS = 200
@@ -28,42 +26,10 @@ _MOST_OBJECTS = 200_000
 # Far beyond any price, and small enough that whoever calculates with it stays finite.
 _LARGEST_NUMBER = 1e18
 
-# Where each field of DECIMALS stands in a row of the stream, and of the premium index.
-_SOURCES = {
-    "fundingRate": ("r", "lastFundingRate"),
-    "markPrice": ("p", "markPrice"),
-    "indexPrice": ("i", "indexPrice"),
-}
-_RATE, _MARK_PRICE = DECIMALS.index("fundingRate"), DECIMALS.index("markPrice")
-
-# Decimals that are JSON numbers as they stand and far from overflow: they need no float on their way to the file.
+# Nearly every number is sent like this: far from overflow, and in ASCII digits, which float() does not insist on.
 _DECIMAL = r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,20})?"
-_PLAIN_DECIMALS = re.compile(" ".join([_DECIMAL] * len(DECIMALS)))
-
-
-class FundingRate(NamedTuple):
-    """One symbol's funding rate and prices at one event time."""
-
-    symbol: str
-    decimals: tuple[str, ...]
-    """In the order of `schema.DECIMALS`; the decimal texts sent, each a finite JSON number."""
-    next_funding_time_ms: int
-    event_time_ms: int
-    """Binance's clock."""
-    source: str
-    """STREAM or REST."""
-    received_s: float
-    """Steady clock of this host."""
-
-    @property
-    def funding_rate(self) -> float:
-        """Fraction per funding interval."""
-        return float(self.decimals[_RATE])
-
-    @property
-    def mark_price(self) -> float:
-        """Mark price in the quote asset."""
-        return float(self.decimals[_MARK_PRICE])
+_THREE_PLAIN_DECIMALS = re.compile(" ".join([_DECIMAL] * 3))
+_USD_M = 1
 
 
 class Decoded(NamedTuple):
@@ -192,29 +158,42 @@ def _decode_rows(rows: list[_Row], convert: _Convert, received_s: float) -> Deco
     return Decoded(rates, median_ms, latest_ms, rejected, first_fault)
 
 
-_stream_decimals, _index_decimals = (itemgetter(*keys) for keys in zip(*map(_SOURCES.get, DECIMALS), strict=True))
+def _is_usd_m(row: _Row) -> bool:
+    """Tell USD-M rows from those of other markets. Raises TypeError for a market that is not a number."""
+    market = row.get("st", _USD_M)
+    if type(market) is not int:
+        raise TypeError(f"market {market!r}")
+    return market == _USD_M
 
 
 def _from_stream_row(row: _Row, received_s: float) -> FundingRate | None:
-    if row["e"] != "markPriceUpdate" or row.get("st", 1) != 1:
+    if row["e"] != "markPriceUpdate" or not _is_usd_m(row):
         return None
-    next_time, decimals = row["T"], _stream_decimals(row)
-    if next_time == 0 or decimals[_RATE] == "":
+    next_time, funding_rate = row["T"], row["r"]
+    if next_time == 0 or funding_rate == "":
         return None
-    return _checked(row["s"], decimals, next_time, row["E"], STREAM, received_s)
+    return _checked(row["s"], funding_rate, row["p"], row["i"], next_time, row["E"], STREAM, received_s)
 
 
 def _from_premium_index_row(row: _Row, received_s: float) -> FundingRate | None:
-    next_time, decimals = row["nextFundingTime"], _index_decimals(row)
-    if next_time == 0 or decimals[_RATE] == "" or row.get("st", 1) != 1:
+    next_time, funding_rate = row["nextFundingTime"], row["lastFundingRate"]
+    if next_time == 0 or funding_rate == "" or not _is_usd_m(row):
         return None
-    return _checked(row["symbol"], decimals, next_time, row["time"], REST, received_s)
+    prices = row["markPrice"], row["indexPrice"]
+    return _checked(row["symbol"], funding_rate, *prices, next_time, row["time"], REST, received_s)
 
 
 def _checked(
-    symbol: Any, decimals: Any, next_time_ms: Any, event_time_ms: Any, source: str, received_s: float
+    symbol: Any,
+    funding_rate: Any,
+    mark_price: Any,
+    index_price: Any,
+    next_time_ms: Any,
+    event_time_ms: Any,
+    source: str,
+    received_s: float,
 ) -> FundingRate:
-    """Make the record. Raises TypeError or ValueError for whatever may not reach the file."""
+    """Make the record. Raises TypeError or ValueError for anything that must not reach the file."""
     # A lone surrogate is not printable either: it could not be encoded when the file is written.
     if type(symbol) is not str or not symbol.isprintable() or not 0 < len(symbol) <= _LONGEST_SYMBOL:
         raise ValueError("symbol")
@@ -222,22 +201,23 @@ def _checked(
         raise ValueError("event time")
     if type(next_time_ms) is not int or not 0 < next_time_ms < 1 << 53:
         raise ValueError("next funding time")
-    try:
-        plain = _PLAIN_DECIMALS.fullmatch(" ".join(decimals))
-    except TypeError:  # a number instead of its text
-        plain = None
-    if plain is None:
-        decimals = tuple(map(_number, decimals))
-    if not float(decimals[_MARK_PRICE]) > 0:
+    if _THREE_PLAIN_DECIMALS.fullmatch(f"{funding_rate} {mark_price} {index_price}"):
+        rate, mark, index = float(funding_rate), float(mark_price), float(index_price)
+    else:
+        rate, mark, index = _number(funding_rate), _number(mark_price), _number(index_price)
+    if mark <= 0:
         raise ValueError("mark price")
-    return FundingRate(symbol, decimals, next_time_ms, event_time_ms, source, received_s)
+    if index <= 0:
+        raise ValueError("index price")
+    return FundingRate(symbol, rate, mark, index, next_time_ms, event_time_ms, source, received_s)
 
 
-def _number(value: Any) -> str:
-    """Write an unusual spelling of a finite number as JSON does. Raises TypeError or ValueError for anything else."""
-    if type(value) not in (str, int, float) or "_" in str(value):
+def _number(value: Any) -> float:
+    """Convert an unusual spelling of a finite number. Raises TypeError or ValueError for anything else."""
+    text = str(value)
+    if type(value) not in (str, int, float) or "_" in text or not text.isascii():
         raise TypeError(f"number {value!r}")
     number = float(value)
     if not abs(number) < _LARGEST_NUMBER:  # False for NaN too
         raise ValueError(f"number {value!r}")
-    return repr(number)
+    return number

@@ -28,6 +28,7 @@ from ...clock import Clock, Deadline, Moment
 from ...log import EventLogger
 from ..context import Context
 from ..market.feed import Feed
+from ..record import REST, FundingRate
 from . import rates, refusals, transport
 
 _log = EventLogger(__name__)
@@ -279,9 +280,7 @@ class RestPoller:
             body = self.client.get(PREMIUM_INDEX)
             received = self._clock.now()
             self._took_s = received.steady_s - self._asked_s
-            decoded = self.feed.admit(
-                rates.decode_premium_index(body, received.steady_s), rates.REST, received.steady_s
-            )
+            decoded = self.feed.admit(rates.decode_premium_index(body, received.steady_s), REST, received.steady_s)
             if not decoded.rates:
                 raise rates.MalformedMessage(decoded.first_fault)
         except (RestError, rates.MalformedMessage) as error:
@@ -298,7 +297,7 @@ class RestPoller:
         self._throttle.resolve(_REFUSED, _FAILED, log_as="REST recovered")
         return True
 
-    def _compare(self, snapshot: Sequence[rates.FundingRate], received: Moment) -> None:
+    def _compare(self, snapshot: Sequence[FundingRate], received: Moment) -> None:
         oldest_s = received.steady_s - self._settings.stale_seconds
         stream = {symbol: rate for symbol, rate in self._book.stream_rates().items() if rate.received_s >= oldest_s}
         result = self.context.comparison.run(stream, snapshot, received.wall_s)
