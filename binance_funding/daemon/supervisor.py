@@ -3,6 +3,7 @@
 import functools
 import gc
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -70,6 +71,8 @@ class Daemon:
         self._stop = threading.Event()  # for the other threads; a signal handler must not touch it
         self._started_s = self._watched_s = self._pruned_s = self._resumed_s = clock.steady_s()
         self._status, self._from_rest, self._is_writer = "", 0, False
+        self._usage: dict[str, float | None] = {}
+        self._usage_s = -math.inf
 
         client = self.rest_client or RestClient(settings.binance_rest_url, settings.rest_timeout_seconds, clock)
         self._file = StateFile(settings.state_file)
@@ -214,9 +217,15 @@ class Daemon:
         return {
             "connection_status": {**declared(STATUS, status), "rest": self._rest.status()},
             "comparison": self._context.comparison.state,
-            "process": process.usage(),
+            "process": self._process_usage(now.steady_s),
             **self._context.history.to_json(now.wall_s),
         }
+
+    def _process_usage(self, now_s: float) -> dict[str, float | None]:
+        """Return what this process uses, as of the last heartbeat: to list its open files at every write is dear."""
+        if now_s - self._usage_s >= self.settings.heartbeat_seconds:
+            self._usage, self._usage_s = process.usage(), now_s
+        return self._usage
 
     def _end(self) -> int:
         """Stop all threads, write the last state, return the exit status."""
@@ -233,5 +242,6 @@ class Daemon:
         if unfinished:
             _log.info("still waiting at the end", threads=",".join(unfinished))
         if "publisher" not in unfinished and not self.threads.crashed:
+            self._freshness.observe()
             self._publisher.write_or_log()  # what the others counted while they ended
         return self.threads.exit_status()

@@ -213,7 +213,7 @@ BAD_FIELDS: list[tuple[str, Any]] = [
     *((name, "\u0661\u0662") for name in ("r", "p", "i")),
     ("st", "1"),
     ("st", None),
-    ("st", 1.0),
+    ("st", 2.0),
     ("st", []),
 ]
 

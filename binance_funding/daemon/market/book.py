@@ -27,6 +27,8 @@ class Book:
         """The symbols of the last two REST snapshots; None before the first. Replaced as a whole."""
         self.stream_is_live = False
         """Whether there is a stream that symbols can be left to."""
+        self.version = 0
+        """Grows with every change of the records, of `listed` or of `halted`."""
         self.changed = threading.Event()
         """Set by every merge that brought something new. The publisher waits for it and clears it."""
 
@@ -52,6 +54,7 @@ class Book:
                 if is_new:
                     newest[symbol] = rate
                     merged += 1
+            self.version += 1  # also without anything new: the stream may have caught up with REST
         if merged:
             self.changed.set()
         return merged
@@ -93,6 +96,7 @@ class Book:
                 is_outage = len(halted) > thresholds.MAX_HALTED_SHARE * len(listed)
                 self._halted_at_ms = {} if is_outage else halted
             self.listed, self._last_listed = self._last_listed | listed, listed
+            self.version += 1
         return age_s
 
     @property
@@ -106,6 +110,7 @@ class Book:
         with self._lock:
             self._newest = {rate.symbol: rate for rate in rates}
             self._from_stream = {rate.symbol: rate for rate in self._newest.values() if rate.source == STREAM}
+            self.version += 1
 
     def prune_delisted(self, now_s: float) -> None:
         """Remove the symbols for which no source has delivered anything new in 24 h."""
@@ -114,6 +119,7 @@ class Book:
             for symbol in [rate.symbol for rate in self._newest.values() if self._as_of_s(rate) < oldest_s]:
                 del self._newest[symbol]
                 self._from_stream.pop(symbol, None)
+                self.version += 1
 
     def drop_ahead(self, latest_ms: float) -> int:
         """Drop the records with event times beyond this, which proved wrong after they came; return how many."""
@@ -124,6 +130,7 @@ class Book:
             for symbol in ahead:
                 del self._newest[symbol]
             self._newest.update((symbol, self._from_stream[symbol]) for symbol in ahead if symbol in self._from_stream)
+            self.version += 1
             return len(ahead)
 
     def rates(self) -> list[FundingRate]:

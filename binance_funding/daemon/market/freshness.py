@@ -6,6 +6,7 @@ as current as all of these symbols but 1 %.
 """
 
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -43,6 +44,21 @@ class Freshness(NamedTuple):
     """The event time up to which the stream has delivered 99 % of the market."""
 
 
+class _Times(NamedTuple):
+    """The times of all records, as long as nothing changes. The lists are sorted."""
+
+    as_of: tuple[int, float | None, float]
+    """Version of the book, offset of Binance's time, and start: a change of one of them makes this outdated."""
+    symbols: int
+    halted: int
+    newest_s: float | None
+    latest_event_ms: int
+    counted_s: list[float]
+    rest_s: list[float]
+    stream_s: list[float]
+    served_s: list[float]
+
+
 class _Gap:
     """A gap that has not ended."""
 
@@ -66,6 +82,7 @@ class FreshnessWatch:
         self._clock, self._exchange_clock = context.clock, context.exchange_clock
         self._lock = threading.Lock()  # held while the market is measured, so that each gap is noted once
         self._gap: _Gap | None = None
+        self._collected: _Times | None = None
         self.started_s = self._clock.steady_s()
         """From when on the market counts as without data; an earlier daemon may have started before this one."""
         self.latest = self._measure(self.started_s)
@@ -92,8 +109,9 @@ class FreshnessWatch:
 
     def observe(self) -> Freshness:
         """Measure the market now; note its age and the beginning or end of a gap; drop records ahead of their time."""
-        dropped = self.book.drop_ahead(self._exchange_clock.latest_record_ms(self._clock.steady_s()))
-        if dropped:
+        latest_ms = self._exchange_clock.latest_record_ms(self._clock.steady_s())
+        if self._times().latest_event_ms > latest_ms:
+            dropped = self.book.drop_ahead(latest_ms)
             _log.warning("records dropped", count=dropped, cause="their event times are ahead of Binance's time")
         with self._lock:
             now = self._clock.now()
@@ -121,8 +139,9 @@ class FreshnessWatch:
         return gap if is_real else None
 
     def _missing(self, now_s: float) -> set[str]:
-        since_s = now_s - thresholds.GAP_SECONDS
-        return {rate.symbol for rate in self._counted()[0] if self._served_s(rate) < since_s}
+        counted, since_s = self._counted()[0], now_s - thresholds.GAP_SECONDS
+        served_s = self._all_served_s(counted)
+        return {rate.symbol for rate, time_s in zip(counted, served_s, strict=True) if time_s < since_s}
 
     def _note_gap(self, gap: _Gap, end_s: float, end_wall_s: float) -> None:
         cause, seconds = "not running" if self.not_running else self._trouble(), round(end_s - gap.start_s, 3)
@@ -144,41 +163,63 @@ class FreshnessWatch:
             (counted if is_counted else others).append(rate)
         return counted, others
 
-    def _served_s(self, rate: FundingRate) -> float:
-        """Return when a record arrived, or its event time if it was already old."""
-        as_of_s = self._exchange_clock.as_of_s(rate.event_time_ms, rate.received_s)
-        is_current = rate.received_s - as_of_s <= self._context.settings.silence_seconds
-        return rate.received_s if is_current else as_of_s
+    def _all_served_s(self, rates: list[FundingRate]) -> list[float]:
+        """Return when each record arrived, or its event time if it was already old."""
+        silence_s = self._context.settings.silence_seconds
+        return [
+            rate.received_s if rate.received_s - as_of_s <= silence_s else as_of_s
+            for rate, as_of_s in zip(rates, self._exchange_clock.all_as_of_s(rates), strict=True)
+        ]
 
     def _measure(self, now_s: float) -> Freshness:
+        market = self._times()
+        stale_before_s = now_s - self._context.settings.stale_seconds
+        return Freshness(
+            measured_s=now_s,
+            symbols=market.symbols,
+            listed=len(market.counted_s),
+            halted=market.halted,
+            from_rest=len(market.rest_s) - bisect_left(market.rest_s, stale_before_s),
+            stale=bisect_left(market.counted_s, stale_before_s),
+            behind=bisect_left(market.stream_s, now_s - self._context.current_s),
+            oldest_s=min(market.counted_s[:1], default=self.started_s),
+            newest_s=self.started_s if market.newest_s is None else market.newest_s,
+            served_s=self._reached_by_most(market.served_s),
+            stream_s=self._reached_by_most(market.stream_s),
+        )
+
+    def _times(self) -> _Times:
+        """Return the times of all records; they are collected again only after something has changed."""
+        as_of = self.book.version, self._exchange_clock.offset_s, self.started_s
+        if self._collected is None or self._collected.as_of != as_of:
+            self._collected = self._collect(as_of)
+        return self._collected
+
+    def _collect(self, as_of: tuple[int, float | None, float]) -> _Times:
         counted, others = self._counted()
         from_stream, all_as_of_s = self.book.stream_rates(), self._exchange_clock.all_as_of_s
         counted_s, others_s = all_as_of_s(counted), all_as_of_s(others)
-        stale_before_s = now_s - self._context.settings.stale_seconds
-        current_after_s = now_s - self._context.current_s
         used = [rate for rate in counted if rate.symbol in from_stream]
         if 2 * len(used) < len(counted):
             used = counted
         delivered = [from_stream[rate.symbol] for rate in used if rate.symbol in from_stream]
         stream_s = all_as_of_s(delivered) + [self.started_s] * (len(used) - len(delivered))
-        dated = [*zip(counted, counted_s, strict=True), *zip(others, others_s, strict=True)]
-        return Freshness(
-            measured_s=now_s,
-            symbols=len(dated),
-            listed=len(counted),
+        rates = counted + others
+        return _Times(
+            as_of=as_of,
+            symbols=len(rates),
             halted=len(self.book.halted),
-            from_rest=sum(rate.source == REST and time_s >= stale_before_s for rate, time_s in dated),
-            stale=sum(time_s < stale_before_s for time_s in counted_s),
-            behind=sum(time_s < current_after_s for time_s in stream_s),
-            oldest_s=min(counted_s, default=self.started_s),
-            newest_s=max(counted_s + others_s, default=self.started_s),
-            served_s=self._reached_by_most([self._served_s(rate) for rate in used]),
-            stream_s=self._reached_by_most(stream_s),
+            newest_s=max(counted_s + others_s, default=None),
+            latest_event_ms=max([rate.event_time_ms for rate in rates], default=0),
+            counted_s=sorted(counted_s),
+            rest_s=sorted(all_as_of_s([rate for rate in rates if rate.source == REST])),
+            stream_s=sorted(stream_s),
+            served_s=sorted(self._all_served_s(used)),
         )
 
-    def _reached_by_most(self, times_s: list[float]) -> float:
+    def _reached_by_most(self, sorted_s: list[float]) -> float:
         """Return the time that all but 1 % have reached; without any, the daemon's start."""
-        return sorted(times_s)[int(thresholds.MISSING_SHARE * len(times_s))] if times_s else self.started_s
+        return sorted_s[int(thresholds.MISSING_SHARE * len(sorted_s))] if sorted_s else self.started_s
 
     def stream_age_s(self) -> float:
         """Return the seconds since the stream last delivered the market, by Binance's clock."""

@@ -17,6 +17,8 @@ from ..market.exchange_clock import ExchangeClock
 from ..record import FundingRate, render
 
 _TROUBLE = "state file not written"
+# A tick consists of two messages. The second follows the first closely, and both are written together.
+_SECOND_MESSAGE_S = 0.025
 # A clock set by more than this since a record was rendered: its time must be written anew.
 _CLOCK_STEP_S = 0.1
 
@@ -61,13 +63,12 @@ class Renderer:
             self._wall_minus_steady_s, self._offset_s = wall_minus_steady_s, offset_s
             self._annotations = annotations
             self._members.clear()
-        wall_s, as_of_s = self._wall_minus_steady_s, self._exchange_clock.as_of_s
+        wall_s, times_s = self._wall_minus_steady_s, self._exchange_clock.all_as_of_s(rates)
         texts = []
-        for rate in rates:
+        for rate, as_of_s in zip(rates, times_s, strict=True):
             member = self._members.get(rate.symbol) or self._new_member(rate.symbol)
             if member.rate is not rate:
-                updated_at_s = as_of_s(rate.event_time_ms, rate.received_s) + wall_s
-                text = render(rate, member.symbol_text, updated_at_s, member.interval_hours, member.marks_text)
+                text = render(rate, member.symbol_text, as_of_s + wall_s, member.interval_hours, member.marks_text)
                 member.rate, member.text = rate, text.encode()
             texts.append(member.text)
         return texts
@@ -104,7 +105,9 @@ class Publisher:
     def run(self, stop: threading.Event) -> None:
         """Write until `stop` is set and the book's `changed` too; blocks."""
         while not stop.is_set():
-            self.book.changed.wait(self.context.settings.heartbeat_seconds)
+            if self.book.changed.wait(self.context.settings.heartbeat_seconds):
+                self.book.changed.clear()
+                self.book.changed.wait(_SECOND_MESSAGE_S)
             self.book.changed.clear()
             self.write_or_log()
             self.progress_s = self._clock.steady_s()

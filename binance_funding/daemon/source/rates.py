@@ -11,7 +11,6 @@ Facts of the exchange, as of November 2026:
 """
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,9 +25,6 @@ _MOST_OBJECTS = 200_000
 # Far beyond any price, and small enough that whoever calculates with it stays finite.
 _LARGEST_NUMBER = 1e18
 
-# Nearly every number is sent like this: far from overflow, and in ASCII digits, which float() does not insist on.
-_DECIMAL = r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,20})?"
-_THREE_PLAIN_DECIMALS = re.compile(" ".join([_DECIMAL] * 3))
 _USD_M = 1
 
 
@@ -158,16 +154,17 @@ def _decode_rows(rows: list[_Row], convert: _Convert, received_s: float) -> Deco
     return Decoded(rates, median_ms, latest_ms, rejected, first_fault)
 
 
-def _is_usd_m(row: _Row) -> bool:
-    """Tell USD-M rows from those of other markets. Raises TypeError for a market that is not a number."""
-    market = row.get("st", _USD_M)
+def _leave_out(market: Any) -> None:
+    """Leave out a row of another market. Raises TypeError for a market that is not a number."""
     if type(market) is not int:
         raise TypeError(f"market {market!r}")
-    return market == _USD_M
 
 
 def _from_stream_row(row: _Row, received_s: float) -> FundingRate | None:
-    if row["e"] != "markPriceUpdate" or not _is_usd_m(row):
+    if row["e"] != "markPriceUpdate":
+        return None
+    if (market := row.get("st", _USD_M)) != _USD_M:
+        _leave_out(market)
         return None
     next_time, funding_rate = row["T"], row["r"]
     if next_time == 0 or funding_rate == "":
@@ -176,10 +173,16 @@ def _from_stream_row(row: _Row, received_s: float) -> FundingRate | None:
 
 
 def _from_premium_index_row(row: _Row, received_s: float) -> FundingRate | None:
-    next_time, funding_rate = row["nextFundingTime"], row["lastFundingRate"]
-    if next_time == 0 or funding_rate == "" or not _is_usd_m(row):
+    next_time, funding_rate, prices = (
+        row["nextFundingTime"],
+        row["lastFundingRate"],
+        (row["markPrice"], row["indexPrice"]),
+    )
+    if (market := row.get("st", _USD_M)) != _USD_M:
+        _leave_out(market)
         return None
-    prices = row["markPrice"], row["indexPrice"]
+    if next_time == 0 or funding_rate == "":
+        return None
     return _checked(row["symbol"], funding_rate, *prices, next_time, row["time"], REST, received_s)
 
 
@@ -201,23 +204,24 @@ def _checked(
         raise ValueError("event time")
     if type(next_time_ms) is not int or not 0 < next_time_ms < 1 << 53:
         raise ValueError("next funding time")
-    if _THREE_PLAIN_DECIMALS.fullmatch(f"{funding_rate} {mark_price} {index_price}"):
-        rate, mark, index = float(funding_rate), float(mark_price), float(index_price)
-    else:
-        rate, mark, index = _number(funding_rate), _number(mark_price), _number(index_price)
-    if mark <= 0:
-        raise ValueError("mark price")
-    if index <= 0:
-        raise ValueError("index price")
+    try:
+        texts = funding_rate + mark_price + index_price
+        is_usual = texts.isascii() and "_" not in texts
+    except (TypeError, AttributeError):  # not three texts
+        is_usual = False
+    convert = float if is_usual else _number
+    rate, mark, index = convert(funding_rate), convert(mark_price), convert(index_price)
+    # False for NaN, too.
+    if not (-_LARGEST_NUMBER < rate < _LARGEST_NUMBER and 0 < mark < _LARGEST_NUMBER and 0 < index < _LARGEST_NUMBER):
+        raise ValueError(f"one of the numbers {rate}, {mark}, {index}")
     return FundingRate(symbol, rate, mark, index, next_time_ms, event_time_ms, source, received_s)
 
 
 def _number(value: Any) -> float:
-    """Convert an unusual spelling of a finite number. Raises TypeError or ValueError for anything else."""
-    text = str(value)
-    if type(value) not in (str, int, float) or "_" in text or not text.isascii():
+    """Convert a number that may not be a text. Raises TypeError or ValueError for anything else.
+
+    float() also accepts digits of other scripts and underscores.
+    """
+    if type(value) not in (str, int, float) or not str(value).isascii() or "_" in str(value):
         raise TypeError(f"number {value!r}")
-    number = float(value)
-    if not abs(number) < _LARGEST_NUMBER:  # False for NaN too
-        raise ValueError(f"number {value!r}")
-    return number
+    return float(value)
