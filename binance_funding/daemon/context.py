@@ -7,7 +7,7 @@ from ..log import EventLogger, LogThrottle
 from ..settings import Settings
 from .market.comparison import Comparison
 from .market.exchange_clock import ExchangeClock
-from .market.last_day import History
+from .market.last_day import LastDay
 from .market.thresholds import CURRENT_S
 
 
@@ -20,7 +20,7 @@ class Context:
 
     def __post_init__(self) -> None:
         self.exchange_clock = ExchangeClock(self.clock)
-        self.history = History()
+        self.last_day = LastDay()
         self.throttle = LogThrottle(EventLogger("binance_funding.daemon"), self.clock.steady_s)
         self.comparison = Comparison(self.throttle)
 

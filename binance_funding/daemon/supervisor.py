@@ -126,7 +126,7 @@ class Daemon:
             if passed_s > round_s + _HELD_UP_S:
                 self._resumed_s = now.steady_s
             else:
-                self._context.history.count(now.wall_s, observed=passed_s)
+                self._context.last_day.count(now.wall_s, observed=passed_s)
             freshness = self._freshness.observe()
             self._warn_of_clock()
             self._log_from_rest(freshness)
@@ -218,7 +218,7 @@ class Daemon:
             "connection_status": {**declared(STATUS, status), "rest": self._rest.status()},
             "comparison": self._context.comparison.state,
             "process": self._process_usage(now.steady_s),
-            **self._context.history.to_json(now.wall_s),
+            **self._context.last_day.to_json(now.wall_s),
         }
 
     def _process_usage(self, now_s: float) -> dict[str, float | None]:

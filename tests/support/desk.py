@@ -79,5 +79,5 @@ class Desk:
 
     def gaps(self) -> list[tuple[float, float, str]]:
         """Return start (wall time), seconds and cause of the gaps noted."""
-        gaps = self.context.history.to_json(self.time.wall_s)["gaps"]
+        gaps = self.context.last_day.to_json(self.time.wall_s)["gaps"]
         return [(gap["start"], gap["seconds"], gap["cause"]) for gap in gaps]

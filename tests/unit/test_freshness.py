@@ -37,7 +37,7 @@ def age_s(desk: Desk, time_s: float) -> float:
 
 def worst_s(desk: Desk) -> float:
     """Return the greatest age noted for the report."""
-    worst: float = max(quarter["worst"] for quarter in desk.context.history.to_json(desk.time.wall_s)["history"])
+    worst: float = max(quarter["worst"] for quarter in desk.context.last_day.to_json(desk.time.wall_s)["history"])
     return worst
 
 

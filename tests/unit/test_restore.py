@@ -56,7 +56,7 @@ class StartingDaemon:
 
     def gaps(self) -> list[tuple[float, str]]:
         """Return seconds and cause of the gaps known."""
-        return [(gap["seconds"], gap["cause"]) for gap in self.context.history.to_json(self.time.wall_s)["gaps"]]
+        return [(gap["seconds"], gap["cause"]) for gap in self.context.last_day.to_json(self.time.wall_s)["gaps"]]
 
     def merge_new_row(self, symbol: str) -> None:
         """Let the stream bring a current row."""
@@ -189,7 +189,7 @@ def test_gaps_the_day_and_the_comparison_go_on(daemon: StartingDaemon) -> None:
     put(daemon.path, content)
     daemon.restore()
     assert daemon.gaps() == [(12.0, "x")]
-    (known,) = daemon.context.history.to_json(daemon.time.wall_s)["history"]
+    (known,) = daemon.context.last_day.to_json(daemon.time.wall_s)["history"]
     assert known.items() >= {**quarter, "observed": 60 + DOWN_S, "worst": 5.0}.items()
     assert daemon.context.comparison.state == content["comparison"]
 
@@ -263,5 +263,5 @@ def test_the_file_of_the_release_before_is_taken_over(tmp_path: Path, caplog: py
     intervals = {symbol: old["fundingIntervalHours"] for symbol, old in written["funding_state"].items()}
     assert daemon.rest.interval_hours == {symbol: hours for symbol, hours in intervals.items() if hours != 8}
     assert daemon.context.comparison.state == written["comparison"]
-    (quarter,) = daemon.context.history.to_json(daemon.time.wall_s)["history"]
+    (quarter,) = daemon.context.last_day.to_json(daemon.time.wall_s)["history"]
     assert (quarter["runs"], quarter["compared"], quarter["worst"]) == (7, 84, 11.228)

@@ -118,7 +118,7 @@ class FreshnessWatch:
             latest = self._measure(now.steady_s)
             # served_s never goes back, even if newer data is stale or the set of counted symbols changes.
             self.latest = latest = latest._replace(served_s=max(latest.served_s, self.latest.served_s))
-            self._context.history.data_age(now.wall_s, now.steady_s - latest.oldest_s)
+            self._context.last_day.data_age(now.wall_s, now.steady_s - latest.oldest_s)
             ended = self._update_gap(latest)
         if ended is not None:
             self._note_gap(ended, now.steady_s, now.wall_s)
@@ -146,7 +146,7 @@ class FreshnessWatch:
     def _note_gap(self, gap: _Gap, end_s: float, end_wall_s: float) -> None:
         cause, seconds = "not running" if self.not_running else self._trouble(), round(end_s - gap.start_s, 3)
         self.not_running = False
-        self._context.history.gap(end_wall_s - seconds, seconds, cause)
+        self._context.last_day.gap(end_wall_s - seconds, seconds, cause)
         self.gaps_ended += 1
         self.gap_seconds = round(self.gap_seconds + seconds, 3)
         self._context.throttle.warn("gap ended", cause, seconds=seconds)

@@ -19,6 +19,15 @@ HALTED_BEHIND_S = 8.0
 MAX_HALTED_SHARE = 0.05
 """If more symbols than this halt at once, the exchange has an outage, and none of them counts as halted."""
 
+COMPARABLE_S = 5.0
+"""A REST row is compared with a stream row if their event times are no further apart: the market moves."""
+
+FUNDING_RATE_TOLERANCE = 0.00005
+"""A larger difference is a mismatch. The market moves less in that time, and every real fault is larger."""
+
+MARK_PRICE_TOLERANCE = 0.005
+"""The same for mark prices, relative to REST."""
+
 KEPT_S = 86_400.0
 """A symbol that no source has brought anything new for in this time is removed."""
 

@@ -1,11 +1,10 @@
-"""Joins what the parts know into the state file: on every change, and at least once per heartbeat. One thread."""
+"""Writes the state file on every change, and at least once per heartbeat. One thread."""
 
 import json
 import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...clock import Moment
@@ -19,12 +18,12 @@ from ..record import FundingRate, render
 _TROUBLE = "state file not written"
 # A tick consists of two messages. The second follows the first closely, and both are written together.
 _SECOND_MESSAGE_S = 0.025
-# A clock set by more than this since a record was rendered: its time must be written anew.
+# If a clock was set by more than this since the records were rendered, they are rendered again.
 _CLOCK_STEP_S = 0.1
 
 
 class Annotations(NamedTuple):
-    """What is known of symbols besides their rates. Each part is replaced as a whole where it changes."""
+    """What is known of symbols besides their rates. A part that changes is replaced as a whole."""
 
     interval_hours: Mapping[str, int]
     interval_known: frozenset[str]
@@ -85,30 +84,35 @@ class Renderer:
         return member
 
 
-@dataclass
 class Publisher:
     """Writes the state file. `progress_s` may be read from any thread."""
 
-    context: Context
-    file: StateFile
-    book: Book
-    annotations: Callable[[], Annotations]
-    describe: Callable[[Moment], dict[str, Any]]
-    """Returns all members of the file that follow the records, as of now; called in this thread."""
-
-    def __post_init__(self) -> None:
-        self._clock, self._throttle = self.context.clock, self.context.throttle
-        self._renderer = Renderer(self.context.exchange_clock)
+    def __init__(
+        self,
+        context: Context,
+        file: StateFile,
+        book: Book,
+        annotations: Callable[[], Annotations],
+        describe: Callable[[Moment], dict[str, Any]],
+    ) -> None:
+        """Write nothing yet. `describe` returns the members after the records; it is called in the writing thread."""
+        self._file = file
+        self._book = book
+        self._annotations = annotations
+        self._describe = describe
+        self._heartbeat_s = context.settings.heartbeat_seconds
+        self._clock, self._throttle = context.clock, context.throttle
+        self._renderer = Renderer(context.exchange_clock)
         self.progress_s = self._clock.steady_s()
-        """Steady time at which the thread last went round, whether it could write or not."""
+        """Steady time at which the thread last finished a round, whether it could write or not."""
 
     def run(self, stop: threading.Event) -> None:
-        """Write until `stop` is set and the book's `changed` too; blocks."""
+        """Write until `stop` is set; blocks. Setting the book's `changed` as well ends it at once."""
         while not stop.is_set():
-            if self.book.changed.wait(self.context.settings.heartbeat_seconds):
-                self.book.changed.clear()
-                self.book.changed.wait(_SECOND_MESSAGE_S)
-            self.book.changed.clear()
+            if self._book.changed.wait(self._heartbeat_s):
+                self._book.changed.clear()
+                self._book.changed.wait(_SECOND_MESSAGE_S)
+            self._book.changed.clear()
             self.write_or_log()
             self.progress_s = self._clock.steady_s()
 
@@ -119,19 +123,19 @@ class Publisher:
             "version": VERSION,
             "updated_at": round(now.wall_s, 3),
             "daemon_pid": os.getpid(),
-            # The same instant on the clock that nobody can set: readers can tell ages whatever happens to wall time.
+            # The same instant on a clock that nobody can set: readers know ages even if the wall clock is set.
             "boot_id": self._clock.boot_id,
             "boottime": round(now.steady_s, 3),
         }
-        records = self._renderer.render(self.book.rates(), now.wall_s - now.steady_s, self.annotations())
-        self.file.write(records, declared(HEADER, header), self.describe(now))
+        records = self._renderer.render(self._book.rates(), now.wall_s - now.steady_s, self._annotations())
+        self._file.write(records, declared(HEADER, header), self._describe(now))
 
     def write_or_log(self) -> None:
-        """Write the file now; log what keeps it from being written. For one thread at a time."""
+        """Write the file now; if it cannot be written, log why. For one thread at a time."""
         try:
             self.write()
         except OSError as error:
             words = (error.strerror or str(error)).lower()
-            self._throttle.warn(_TROUBLE, words, logging.ERROR, file=self.file.path, next="tried at every change")
+            self._throttle.warn(_TROUBLE, words, logging.ERROR, file=self._file.path, next="tried at every change")
             return
         self._throttle.resolve(_TROUBLE, log_as="state file written again", level=logging.WARNING)

@@ -43,14 +43,14 @@ def restore(
     book.restore(_rate(symbol, record, steady_minus_file_s, latest_s) for symbol, record in records.items())
     rest.restore(pause_s(status["rest"], file_now_s), *_intervals(records))
     stream.restore(pause_s(status, file_now_s))
-    context.history.restore(state)
+    context.last_day.restore(state)
     context.comparison.state = state["comparison"]
     freshness.not_running = down_s > GAP_SECONDS
     started_s, served_s = status["daemon_start_time"] or state["updated_at"], status["market_served_time"] or 0.0
     freshness.start_at(started_s + steady_minus_file_s, served_s + steady_minus_file_s)
     if down_s <= GAP_SECONDS:
         # So short a restart is no gap, and none in what was watched either.
-        context.history.count(now.wall_s, observed=down_s)
+        context.last_day.count(now.wall_s, observed=down_s)
     say = _log.info if records else _log.debug
     say("took over", symbols=len(records), not_running_s=down_s)
 

@@ -302,7 +302,7 @@ class RestPoller:
         stream = {symbol: rate for symbol, rate in self._book.stream_rates().items() if rate.received_s >= oldest_s}
         result = self.context.comparison.run(stream, snapshot, received.wall_s)
         counted = {name: result[name] for name in ("compared", "mismatched")}
-        self.context.history.count(received.wall_s, runs=1, **counted)
+        self.context.last_day.count(received.wall_s, runs=1, **counted)
 
     def _note_error(self, error: RestError | rates.MalformedMessage) -> None:
         status = error.status if isinstance(error, RestError) else "malformed"
