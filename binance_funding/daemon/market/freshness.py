@@ -140,7 +140,7 @@ class FreshnessWatch:
 
     def _missing(self, now_s: float) -> set[str]:
         counted, since_s = self._counted()[0], now_s - thresholds.GAP_SECONDS
-        served_s = self._all_served_s(counted)
+        served_s = self._all_served_s(counted, self._exchange_clock.all_as_of_s(counted))
         return {rate.symbol for rate, time_s in zip(counted, served_s, strict=True) if time_s < since_s}
 
     def _note_gap(self, gap: _Gap, end_s: float, end_wall_s: float) -> None:
@@ -163,13 +163,11 @@ class FreshnessWatch:
             (counted if is_counted else others).append(rate)
         return counted, others
 
-    def _all_served_s(self, rates: list[FundingRate]) -> list[float]:
-        """Return when each record arrived, or its event time if it was already old."""
+    def _all_served_s(self, rates: list[FundingRate], times_s: list[float]) -> list[float]:
+        """Return when each record arrived, or its time at Binance if it was already old."""
         silence_s = self._context.settings.silence_seconds
-        return [
-            rate.received_s if rate.received_s - as_of_s <= silence_s else as_of_s
-            for rate, as_of_s in zip(rates, self._exchange_clock.all_as_of_s(rates), strict=True)
-        ]
+        pairs = zip([rate.received_s for rate in rates], times_s, strict=True)
+        return [received_s if received_s - time_s <= silence_s else time_s for received_s, time_s in pairs]
 
     def _measure(self, now_s: float) -> Freshness:
         market = self._times()
@@ -202,9 +200,12 @@ class FreshnessWatch:
         used = [rate for rate in counted if rate.symbol in from_stream]
         if 2 * len(used) < len(counted):
             used = counted
+        used_s = counted_s if len(used) == len(counted) else all_as_of_s(used)
         delivered = [from_stream[rate.symbol] for rate in used if rate.symbol in from_stream]
-        stream_s = all_as_of_s(delivered) + [self.started_s] * (len(used) - len(delivered))
-        rates = counted + others
+        # Usually the newest records are those of the stream.
+        stream_s = used_s if delivered == used else all_as_of_s(delivered)
+        stream_s = stream_s + [self.started_s] * (len(used) - len(delivered))
+        rates = counted + others if others else counted
         return _Times(
             as_of=as_of,
             symbols=len(rates),
@@ -214,7 +215,7 @@ class FreshnessWatch:
             counted_s=sorted(counted_s),
             rest_s=sorted(all_as_of_s([rate for rate in rates if rate.source == REST])),
             stream_s=sorted(stream_s),
-            served_s=sorted(self._all_served_s(used)),
+            served_s=sorted(self._all_served_s(used, used_s)),
         )
 
     def _reached_by_most(self, sorted_s: list[float]) -> float:

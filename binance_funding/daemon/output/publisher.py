@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -64,10 +65,13 @@ class Renderer:
             self._members.clear()
         wall_s, times_s = self._wall_minus_steady_s, self._exchange_clock.all_as_of_s(rates)
         texts = []
+        shown_s, updated_at_text = math.nan, ""
         for rate, as_of_s in zip(rates, times_s, strict=True):
             member = self._members.get(rate.symbol) or self._new_member(rate.symbol)
             if member.rate is not rate:
-                text = render(rate, member.symbol_text, as_of_s + wall_s, member.interval_hours, member.marks_text)
+                if as_of_s != shown_s:  # most records of a message are as of the same time
+                    shown_s, updated_at_text = as_of_s, f"{as_of_s + wall_s:.3f}"
+                text = render(rate, member.symbol_text, updated_at_text, member.interval_hours, member.marks_text)
                 member.rate, member.text = rate, text.encode()
             texts.append(member.text)
         return texts
