@@ -237,6 +237,17 @@ def test_a_change_is_written_without_waiting_for_the_heartbeat(tmp_path: Path) -
         eventually(lambda: office.rate_in_file() == 0.5, "the change in the file")
 
 
+def test_both_messages_of_a_tick_are_written_together(tmp_path: Path) -> None:
+    """Whether the second comes a moment after the first, or before the publisher has woken up."""
+    office = Office(tmp_path, NEVER_S)
+    with office.running():
+        for tick in range(1, 21):
+            office.book.merge([rate("A", event_time_ms=EVENT_MS + tick)])
+            office.book.merge([rate("B", event_time_ms=EVENT_MS + tick)])
+            eventually(lambda tick=tick: office.described >= tick, "the file of the tick")  # type: ignore[misc]
+    assert office.described <= 30  # a busy machine may be late with some
+
+
 def test_the_file_is_written_at_every_heartbeat(tmp_path: Path) -> None:
     """Data or not."""
     office = Office(tmp_path, 0.02)

@@ -29,6 +29,8 @@ class Book:
         """Whether there is a stream that symbols can be left to."""
         self.version = 0
         """Grows with every change of the records, of `listed` or of `halted`."""
+        self.news = 0
+        """How many merges brought something new."""
         self.changed = threading.Event()
         """Set by every merge that brought something new. The publisher waits for it and clears it."""
 
@@ -55,6 +57,7 @@ class Book:
                     newest[symbol] = rate
                     merged += 1
             self.version += 1  # also without anything new: the stream may have caught up with REST
+            self.news += merged > 0
         if merged:
             self.changed.set()
         return merged

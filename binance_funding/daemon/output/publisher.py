@@ -18,7 +18,7 @@ from ..record import FundingRate, render
 
 _TROUBLE = "state file not written"
 # A tick consists of two messages. The second follows the first closely, and both are written together.
-_SECOND_MESSAGE_S = 0.025
+_MESSAGES_OF_A_TICK, _SECOND_MESSAGE_S = 2, 0.025
 # If a clock was set by more than this since the records were rendered, they are rendered again.
 _CLOCK_STEP_S = 0.1
 
@@ -112,11 +112,13 @@ class Publisher:
 
     def run(self, stop: threading.Event) -> None:
         """Write until `stop` is set; blocks. Setting the book's `changed` as well ends it at once."""
+        written_news = 0
         while not stop.is_set():
-            if self._book.changed.wait(self._heartbeat_s):
+            if self._book.changed.wait(self._heartbeat_s) and self._book.news - written_news < _MESSAGES_OF_A_TICK:
                 self._book.changed.clear()
                 self._book.changed.wait(_SECOND_MESSAGE_S)
             self._book.changed.clear()
+            written_news = self._book.news
             self.write_or_log()
             self.progress_s = self._clock.steady_s()
 
