@@ -116,11 +116,11 @@ def test_thread_that_dies_of_a_bug_ends_the_process(exchange: Exchange, tmp_path
     """A bug must not leave a daemon that looks alive: non-zero status, and the traceback once."""
     (tmp_path / "sitecustomize.py").write_text(
         "import binance_funding.daemon.output.publisher as p\n"
-        "def write(self):\n"
-        "    if self.book.rates():\n"
+        "def render(self, rates, *more):\n"
+        "    if rates:\n"
         "        raise RuntimeError('a bug')\n"
-        "    return original(self)\n"
-        "original, p.Publisher.write = p.Publisher.write, write\n"
+        "    return original(self, rates, *more)\n"
+        "original, p.Renderer.render = p.Renderer.render, render\n"
     )
     path = f"{tmp_path}:{ROOT}"
     with Daemon(exchange, tmp_path, PYTHONPATH=path) as daemon:

@@ -205,6 +205,19 @@ def test_a_time_without_a_daemon_is_a_gap(daemon: StartingDaemon, down_s: float,
     assert daemon.gaps() == gaps
 
 
+@pytest.mark.parametrize(("down_s", "gaps"), [(9.0, []), (10.0, [(11.0, "stream: nothing came")])])
+def test_a_gap_over_a_restart_begins_when_data_last_arrived(
+    daemon: StartingDaemon, down_s: float, gaps: list[Any]
+) -> None:
+    """Its rows were 3 s old by then: that is lag, and not time without data."""
+    daemon.time.advance(down_s - DOWN_S)
+    put(daemon.path, state({"A": record(updatedAt=WALL_S - 3)}, connection_status=status(market_served_time=WALL_S)))
+    daemon.restore()
+    daemon.time.advance(1)
+    daemon.merge_new_row("A")
+    assert daemon.gaps() == gaps
+
+
 def test_a_daemon_before_that_had_no_data_leaves_its_start(daemon: StartingDaemon) -> None:
     """The market has been waiting since then."""
     put(daemon.path, state({}, connection_status=status(daemon_start_time=WALL_S - 500)))
