@@ -22,11 +22,10 @@ USUAL_INTERVAL_HOURS = 8
 
 
 class Kind(NamedTuple):
-    """What a value is: its JSON types, its unit, and how a record writes it, as of the operator %."""
+    """What a value is: its JSON types and its unit."""
 
     types: frozenset[type]
     unit: str = ""
-    render: str = "%s"
     members: frozenset[type] = frozenset()
     """Of what is a list or an object: the types of what it holds."""
 
@@ -34,8 +33,8 @@ class Kind(NamedTuple):
 _NUMBER = frozenset({int, float})
 COUNT, RATIO, SECONDS = Kind(_NUMBER), Kind(_NUMBER, "fraction"), Kind(_NUMBER, "s")
 PRICE, HOURS, BYTES = Kind(_NUMBER, "quote asset"), Kind(_NUMBER, "h"), Kind(_NUMBER, "bytes")
-UNIX_S, UNIX_MS = Kind(_NUMBER, "Unix s", "%.3f"), Kind(_NUMBER, "Unix ms")
-FLAG, TEXT = Kind(frozenset({bool}), "true or false"), Kind(frozenset({str}), "text", '"%s"')
+UNIX_S, UNIX_MS = Kind(_NUMBER, "Unix s"), Kind(_NUMBER, "Unix ms")
+FLAG, TEXT = Kind(frozenset({bool}), "true or false"), Kind(frozenset({str}), "text")
 COUNTS = Kind(frozenset({dict}), "numbers by name", members=_NUMBER)
 NAMES = Kind(frozenset({list}), "list of names", members=TEXT.types)
 
@@ -128,10 +127,6 @@ SERVED: Section = (
 )
 """What the server answers of each record, wherever it does."""
 
-DECIMALS = tuple(one.name for one in RECORD if one.kind in (RATIO, PRICE))
-"""The fields at the head of a record, which Binance sends as decimals. One that is not required has a number for a
-default."""
-
 MARKS: Section = (
     Field("halted", FLAG, "the exchange itself has nothing newer", default=False),
     Field("unlisted", FLAG, "REST does not list the symbol", default=False),
@@ -222,16 +217,6 @@ QUARTER: Section = (
     Field("mismatched", COUNT, "rows that differed", default=0),
     Field("worst", SECONDS, "greatest age of the data", default=0),
 )
-
-
-def record_template(symbol_text: str, marks: Mapping[str, bool]) -> str:
-    """Return what, with the operator % and the values in the order of RECORD, writes one member of `funding_state`.
-
-    The symbol is given as JSON text, and decimals are to be given as texts that are JSON numbers.
-    """
-    members = [f'"{one.name}":{one.kind.render}' for one in RECORD]
-    members += [f'"{one.name}":true' for one in MARKS if marks[one.name]]
-    return f"{symbol_text.replace('%', '%%')}:{{{','.join(members)}}}"
 
 
 def refuse_constant(name: str) -> NoReturn:

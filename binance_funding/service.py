@@ -6,10 +6,10 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from .clock import Deadline
 from .log import EventLogger, LogThrottle
 from .settings import EX_CONFIG, Settings, SettingsError, help_text, load
 
-EX_OK, EX_UNAVAILABLE, EX_SOFTWARE, EX_CANTCREAT, EX_TEMPFAIL = 0, 69, 70, 73, 75
+EX_OK, EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR, EX_CANTCREAT, EX_TEMPFAIL = 0, 69, 70, 71, 73, 75
 
 _STORED = "FDNAME=listener"
 _FIRST_STORED_FD = 3  # SD_LISTEN_FDS_START
@@ -43,7 +43,7 @@ def notify(state: str, *sockets: socket.socket) -> bool:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.setblocking(False)
             sock.connect("\0" + address[1:] if address.startswith("@") else address)
-            socket.send_fds(sock, [state.encode()], [given.fileno() for given in sockets])
+            socket.send_fds(sock, [state.encode(errors="replace")], [given.fileno() for given in sockets])
     except OSError as error:
         _log.debug("systemd not reached", state=state, cause=error)
         return False
@@ -99,7 +99,11 @@ def start_program(
     if check_host:
         parser.add_argument("--check", action="store_true", help="tell why it does or does not work on this host")
     arguments = parser.parse_args()
-    log.set_up()
+    try:
+        log.set_up()
+    except RuntimeError as error:  # the thread that writes the log cannot be started
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        raise SystemExit(EX_OSERR) from None
     try:
         settings = load()
         logging.getLogger().setLevel(settings.log_level)
@@ -175,24 +179,27 @@ def acquire(attempt: Callable[[], T], explain: Explain, stop: StopRequest, retry
             raise SystemExit(EX_OK)
 
 
-@dataclass
 class Threads:
-    """Starts every thread of the program and joins them. One that dies of a bug requests the program's stop."""
+    """Starts every thread of the program and joins them. If one dies or cannot be started, the program is to stop."""
 
-    stop_request: StopRequest = field(default_factory=StopRequest)
-    crashed: str | None = None
-    """Name of the first thread that died of an unexpected error, the main thread included."""
-
-    def __post_init__(self) -> None:
+    def __init__(self, stop_request: StopRequest | None = None) -> None:
+        self.stop_request = stop_request or StopRequest()
+        self.crashed: str | None = None
+        """Name of the first thread that died of an unexpected error, or that could not be started."""
+        self._exit_status = EX_OK
         self._lock = threading.Lock()  # guards _threads: connections start threads while others are joined
         self._threads: list[threading.Thread] = []
 
     def start(self, name: str, work: Callable[[], None]) -> None:
         """Start a named thread. It does not keep the process alive: a blocked one must not delay the end."""
         thread = threading.Thread(target=self.guard, args=(name, work), name=name, daemon=True)
-        with self._lock:
-            self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
-            thread.start()
+        try:
+            with self._lock:
+                thread.start()
+                self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
+        except RuntimeError as error:  # the limit of tasks, or no memory for its stack
+            _log.log(logging.CRITICAL, "thread not started", thread=name, cause=error, next="the program ends")
+            self._end(name, EX_OSERR)
 
     def guard(self, name: str, work: Callable[[], None]) -> None:
         """Do a thread's work, in that thread; log what it dies of."""
@@ -200,8 +207,12 @@ class Threads:
             work()
         except Exception:  # noqa: BLE001 - whatever it was, it must not leave a program that looks alive
             _log.log(logging.CRITICAL, "thread died", exc_info=True, thread=name, next="the program ends")
-            self.crashed = self.crashed or name
-            self.stop_request.make()
+            self._end(name, EX_SOFTWARE)
+
+    def _end(self, name: str, exit_status: int) -> None:
+        if self.crashed is None:
+            self.crashed, self._exit_status = name, exit_status
+        self.stop_request.make()
 
     def join(self, within_s: float) -> list[str]:
         """Wait for all threads to end, for so long in all; return the names of those that did not."""
@@ -214,4 +225,4 @@ class Threads:
 
     def exit_status(self) -> int:
         """Return the status with which the program is to end."""
-        return EX_SOFTWARE if self.crashed else EX_OK
+        return self._exit_status

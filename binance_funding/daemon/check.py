@@ -25,9 +25,9 @@ from ..settings import Settings, sources
 from ..state_file import EMPTY, UnusableState, is_heartbeat_late, read, why_not, writer_pid, written_age_s
 from .context import Context
 from .market.book import Book
-from .market.exchange_clock import LARGEST_WALL_OFFSET_S
 from .market.feed import Feed
 from .market.freshness import FreshnessWatch
+from .market.thresholds import LARGEST_WALL_OFFSET_S
 from .output.restore import pause_s
 from .source import rates, transport
 from .source.connection import Connection
@@ -260,7 +260,7 @@ class _HostCheck:
         try:
             body, received_s = client.get(PREMIUM_INDEX), self._clock.steady_s()
             decoded = rates.decode_premium_index(body, received_s)
-            self._exchange_clock.note_events(rates.REST, decoded.median_event_time_ms, received_s)
+            self._exchange_clock.judge(decoded.median_event_time_ms, received_s)
             asked_s = self._clock.steady_s()
             server_time_s = rates.decode_server_time(client.get(TIME))
             self._exchange_clock.note_answer(server_time_s, asked_s, self._clock.steady_s())

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from binance_funding.daemon.source.rates import REST
+from binance_funding.daemon.record import REST
 from binance_funding.daemon.source.rest import BrokenOff, RestError
 from tests.support.samples import index_row
 from tests.support.simulated_rest import INDEX, INFO, TIME, RestWorld, refused
@@ -34,7 +34,7 @@ def test_while_the_stream_is_well_a_snapshot_comes_every_minute() -> None:
     assert times_s[0] == pytest.approx(world.exchange.now_s - HOUR_S, abs=1)
     assert len(times_s) == 60
     assert intervals_s(times_s) == pytest.approx([60] * 59, abs=0.1)
-    quarters = world.context.history.to_json(world.exchange.time.wall_s)["history"]
+    quarters = world.context.last_day.to_json(world.exchange.time.wall_s)["history"]
     assert sum(quarter["runs"] for quarter in quarters) == world.poller.polls == 60
     compared = world.context.comparison.state["totals"]["compared"]
     assert sum(quarter["compared"] for quarter in quarters) == compared == 120

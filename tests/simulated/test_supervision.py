@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from binance_funding.daemon.source.rest import RestError
-from binance_funding.state_file import AlreadyRunning, StateFile
+from binance_funding.server.content import Content
+from binance_funding.server.health import judge
+from binance_funding.state_file import AlreadyRunning, StateFile, read, written_age_s
+from tests.support.clock import BOOT_ID
 from tests.support.house import HOUR_S, House, lines_of
 from tests.support.samples import EVENT_MS, rate
+from tests.support.simulated_rest import INDEX
 from tests.support.simulated_stream import Line, opens_and_stays_silent, refuses
 
 WATCHDOG_S = 15.0
@@ -46,6 +50,49 @@ def test_status_tells_symbols_age_source_and_connections(house: House) -> None:
     house.advance(190)
     assert house.statuses[-1].startswith("2 symbols, newest 190 s old, source none, 0 of 2 connections")
     assert house.statuses[-1].endswith(", 2 stale")
+
+
+MARKET = [f"S{number}USDT" for number in range(80)]
+
+
+def health(house: House) -> tuple[str, str | None]:
+    """Return what the server makes of the state file as it is now."""
+    house.write()
+    state, settings = read(house.daemon._file.path), house.daemon.settings
+    age_s = written_age_s(state, house.time.clock.now(), BOOT_ID)
+    verdict = judge(Content(state, settings.stale_seconds), age_s, "", settings)
+    return verdict.status, verdict.error
+
+
+@pytest.mark.parametrize("after_s", [0.0, 20.0, 40.0, 55.0])
+def test_three_halted_symbols_of_eighty_are_no_gap(tmp_path: Path, after_s: float) -> None:
+    """They are more than 1 % of the market, but the exchange itself has nothing newer."""
+    house = House(tmp_path)
+    house.exchange.symbols = house.exchange.listed = MARKET
+    house.exchange.rest_behind_s = 2.5
+    house.advance(120 + after_s)
+    house.exchange.halted_at_ms = dict.fromkeys(MARKET[:3], house.exchange.now_ms())
+    house.advance(600)
+    state = house.write()
+    assert state["gaps"] == []
+    assert max(quarter["worst"] for quarter in state["history"]) < 30
+    assert state["connection_status"]["symbols_halted"] == 3
+    assert not state["connection_status"]["fallback_active"]
+    assert health(house) == ("healthy", None)
+
+
+def test_a_rest_answer_that_is_repeated_excuses_nobody(tmp_path: Path) -> None:
+    """Symbols that only REST delivers go stale and are not halted; the trouble is named."""
+    house = House(tmp_path)
+    house.exchange.symbols, house.exchange.listed = MARKET[8:], MARKET
+    house.advance(120)
+    house.binance.bodies[INDEX] = house.exchange.premium_index()
+    house.advance(300)
+    verdict, problem = health(house)
+    assert verdict == "degraded"
+    assert "8 of 80 symbols are stale" in (problem or "")
+    assert "rows of the snapshot are" in (problem or "")
+    assert house.read()["connection_status"]["symbols_halted"] == 0
 
 
 def test_status_is_sent_when_it_changes_only(house: House) -> None:
@@ -166,12 +213,16 @@ def test_a_pause_of_the_host_was_not_watched(house: House) -> None:
     assert sum(quarter["observed"] for quarter in house.write()["history"]) == pytest.approx(120, abs=2)
 
 
+def _die() -> None:
+    raise RuntimeError("a bug")
+
+
 def test_exit_status_tells_a_signal_from_a_dead_thread(house: House) -> None:
     """0 and 70: systemd restarts after the one, and an operator searches after the other."""
     house.advance(10)
     assert house.daemon._end() == 0
     assert house.told[-1] == "STOPPING=1"
-    house.threads.crashed = "rest"
+    house.threads.guard("rest", _die)
     assert house.daemon._end() == 70
 
 

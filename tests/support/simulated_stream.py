@@ -10,6 +10,7 @@ from binance_funding.daemon.market.freshness import FreshnessWatch
 from binance_funding.daemon.source.connection import Connection, Ending
 from binance_funding.daemon.source.pool import StreamPool
 from binance_funding.settings import load
+from tests.support.clock import learn_time
 from tests.support.simulated_exchange import TICK_S, SimulatedExchange
 
 _STARTS_WITHIN_S = 0.01
@@ -121,7 +122,7 @@ class World:
         self.lines = Lines(self.exchange)
         self.context = Context(load(given, env_file="/nonexistent"), self.exchange.time.clock)
         if knows_time:
-            self.context.exchange_clock.restore(self.exchange.offset_s)
+            learn_time(self.context.exchange_clock, self.exchange.offset_s, self.exchange.now_s)
         self.freshness = FreshnessWatch(self.context, Book(self.context), trouble=lambda: "")
         self.pool = StreamPool(
             self.context,

@@ -349,7 +349,7 @@ def test_a_set_clock_changes_no_age_within_one_boot(server: ApiOverFile, set_by_
 def test_a_file_of_another_boot_is_as_old_as_the_wall_clock_says(tmp_path: Path, boot_id: str) -> None:
     """Steady times of two boots cannot be compared; an empty name is no match for an empty name."""
     server = ApiOverFile(tmp_path, boot_id)
-    server.time.steady_s = 5.0
+    server.time.steady_s = 0.0
     server.put(state(boot_id="" if not boot_id else state()["boot_id"]))
     server.time.advance(60)
     assert server.json("/funding/BTCUSDT")["ageSeconds"] == 60
@@ -391,6 +391,7 @@ def test_a_file_dated_long_after_all_times_is_stale(tmp_path: Path) -> None:
 def test_times_a_little_in_the_future_are_no_negative_age(tmp_path: Path) -> None:
     """Clocks of two boots differ a little: ages are zero at least."""
     server = ApiOverFile(tmp_path, boot_id="another")
+    server.time.steady_s = 0.0
     server.put(state({"A": record(updatedAt=WALL_S + 50)}))
     server.time.set_wall_by(-3)
     assert server.json("/funding/A")["ageSeconds"] == 0

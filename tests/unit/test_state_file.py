@@ -308,12 +308,14 @@ def test_within_one_boot_the_age_of_the_file_is_exact(wall_set_by_s: float) -> N
 def test_of_another_boot_the_wall_clock_says_how_old_the_file_is(boot_id: str) -> None:
     """Steady times of two boots cannot be compared, nor those of boots without a name."""
     assert written_age_s(WRITTEN, Moment(WALL_S + 60, 5.0), boot_id) == 60
+    if boot_id:  # it was written before this boot began, whatever the wall clock says
+        assert written_age_s(WRITTEN, Moment(WALL_S + 1, 5.0), boot_id) == 5
     assert written_age_s(state(boot_id="", boottime=1.0), Moment(WALL_S + 60, 5.0), boot_id) == 60
 
 
 def test_clocks_of_two_boots_may_differ_a_little() -> None:
     """Ages are never negative."""
-    assert written_age_s(WRITTEN, Moment(WALL_S - 3, 5.0), "another") == 0
+    assert written_age_s(state(boot_id=""), Moment(WALL_S - 3, 5.0), "another") == 0
 
 
 @pytest.mark.parametrize(("now", "boot_id"), [((WALL_S - 60, 500.0), "another"), ((WALL_S, STEADY_S - 60), BOOT_ID)])

@@ -271,7 +271,7 @@ class StreamPool:
         replaced.close()
         self._closing[replaced] = now_s + _CLOSE_WITHIN_S
         self.replaced += 1
-        self.context.history.count(self._clock.wall_s(), planned=1)
+        self.context.last_day.count(self._clock.wall_s(), planned=1)
         _log.info("rotated", conn=slot.number, age_s=now_s - replaced.started_s)
 
     def _end(self, slot: _Slot, connection: Connection, ending: Ending, now_s: float) -> None:
@@ -307,7 +307,7 @@ class StreamPool:
         A loss is an event; one after the other, without any connection proving itself in between, is one trouble.
         """
         self.lost += 1
-        self.context.history.count(self._clock.wall_s(), unplanned=1)
+        self.context.last_day.count(self._clock.wall_s(), unplanned=1)
         slot.losses += 1
         if slot.losses > _LOSSES_LOGGED:
             self.context.throttle.warn(f"{ending.event} again", ending.cause, **facts)

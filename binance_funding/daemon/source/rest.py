@@ -28,14 +28,13 @@ from ...clock import Clock, Deadline, Moment
 from ...log import EventLogger
 from ..context import Context
 from ..market.feed import Feed
+from ..record import REST, FundingRate
 from . import rates, refusals, transport
 
 _log = EventLogger(__name__)
 
 PREMIUM_INDEX, TIME, _FUNDING_INFO = "/fapi/v1/premiumIndex", "/fapi/v1/time", "/fapi/v1/fundingInfo"
 _INTERVALS_KEPT_S = 3600.0
-# The boot clock keeps the time, and in fallback every request counts towards the weight.
-_TIME_KEPT_S = 240.0
 # Each of them is asked for with a snapshot, once a minute at most, and may not hold up the next one.
 _RETRY_S, _BESIDE_WITHIN_S = 55.0, 5.0
 # An answer that lacks more of the symbols whose interval was known is a fault.
@@ -52,7 +51,7 @@ _FALLBACK_SHARE = 0.86
 _SHORTEST_STEP_S, _LONGEST_STEP_S = 0.05, 1.0
 _LONGEST_WORDS = 300
 _REFUSED, _FAILED = "REST refused", "REST failed"
-_KNOWN_STATUSES = ("403", "418", "429", "451", "connection", "malformed", "timeout")
+_KNOWN_STATUSES = ("403", "418", "429", "451", "connection", "malformed", "old", "timeout")
 
 
 class RestError(Exception):
@@ -225,9 +224,11 @@ class RestPoller:
         self._update_fallback()
         wait_s = self._due_s() - self.progress_s
         if wait_s > 0:
-            return min(wait_s, _LONGEST_STEP_S, max(_SHORTEST_STEP_S, self._until_fallback_s()))
-        if self._poll():
             self._update_time()
+            return min(wait_s, _LONGEST_STEP_S, max(_SHORTEST_STEP_S, self._until_fallback_s()))
+        is_usable = self._poll()
+        self._update_time()
+        if is_usable:
             self._update_intervals()
         return 0.0
 
@@ -279,9 +280,7 @@ class RestPoller:
             body = self.client.get(PREMIUM_INDEX)
             received = self._clock.now()
             self._took_s = received.steady_s - self._asked_s
-            decoded = self.feed.admit(
-                rates.decode_premium_index(body, received.steady_s), rates.REST, received.steady_s
-            )
+            decoded = self.feed.admit(rates.decode_premium_index(body, received.steady_s), REST, received.steady_s)
             if not decoded.rates:
                 raise rates.MalformedMessage(decoded.first_fault)
         except (RestError, rates.MalformedMessage) as error:
@@ -289,18 +288,21 @@ class RestPoller:
             return False
         self._compare(decoded.rates, received)
         self._freshness.merge(decoded.rates)
-        self._book.note_snapshot(decoded.rates, received.steady_s)
+        age_s = self._book.note_snapshot(decoded.rates, received.steady_s)
+        if age_s > self.context.current_s:
+            self._note_error(RestError(f"the rows of the snapshot are {age_s:.0f} s old", "old"))
+            return False
         # After the merge: a gap that it ends is logged with the trouble there was.
         self.last_success_wall_s, self.trouble, self._refused_in_a_row = round(received.wall_s, 3), None, 0
         self._throttle.resolve(_REFUSED, _FAILED, log_as="REST recovered")
         return True
 
-    def _compare(self, snapshot: Sequence[rates.FundingRate], received: Moment) -> None:
+    def _compare(self, snapshot: Sequence[FundingRate], received: Moment) -> None:
         oldest_s = received.steady_s - self._settings.stale_seconds
         stream = {symbol: rate for symbol, rate in self._book.stream_rates().items() if rate.received_s >= oldest_s}
         result = self.context.comparison.run(stream, snapshot, received.wall_s)
         counted = {name: result[name] for name in ("compared", "mismatched")}
-        self.context.history.count(received.wall_s, runs=1, **counted)
+        self.context.last_day.count(received.wall_s, runs=1, **counted)
 
     def _note_error(self, error: RestError | rates.MalformedMessage) -> None:
         status = error.status if isinstance(error, RestError) else "malformed"
@@ -326,9 +328,12 @@ class RestPoller:
         """
         now_s = self._clock.steady_s()
         spare_s = min(self._due_s() - now_s, self._until_fallback_s())
-        if spare_s <= 0 or now_s < self._asked_beside_s.get(path, -math.inf) + _RETRY_S:
+        is_too_soon = path != TIME and now_s < self._asked_beside_s.get(path, -math.inf) + _RETRY_S
+        if spare_s <= 0 or self._paused_until_s > now_s or is_too_soon:
             return
         self._asked_beside_s[path] = now_s
+        if path == TIME:
+            self.context.exchange_clock.note_asked(now_s)
         trouble = "time of Binance not learned" if path == TIME else "funding intervals unknown"
         over = "time of Binance learned again" if path == TIME else "funding intervals known again"
         try:
@@ -340,10 +345,8 @@ class RestPoller:
             self._throttle.resolve(trouble, log_as=over)
 
     def _update_time(self) -> None:
-        """Ask what time it is at Binance where that is not known or doubted, and once in a while."""
-        clock = self.context.exchange_clock
-        is_old = not self.fallback_active and self._clock.steady_s() - clock.learned_s >= _TIME_KEPT_S
-        if clock.is_doubted() or is_old:
+        """Ask for Binance's time if that is due."""
+        if self._clock.steady_s() >= self.context.exchange_clock.ask_due_s:
             self._ask_beside(TIME, self._learn_time)
 
     def _learn_time(self, body: bytes) -> None:
