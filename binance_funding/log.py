@@ -202,8 +202,9 @@ def set_up() -> None:
         formatter.converter = time.gmtime
         handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    # What the library has to say reaches us as exceptions, and is logged once, in our words.
-    logging.getLogger("websocket").setLevel(logging.CRITICAL)
+    # The libraries also raise what they log. It is logged once, in our words.
+    for library in ("websocket", "urllib3"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def _is_journal(fd: int) -> bool:

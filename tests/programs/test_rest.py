@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from binance_funding.daemon.source.rest import BrokenOff, RestClient, RestError
 
 from binance_funding.clock import Clock
-from binance_funding.daemon.source.rest import BrokenOff, RestClient, RestError
 from tests.exchange import Exchange, Market
 from tests.support.peers import Listener, answers, trickles
 from tests.support.programs import ROOT, free_port

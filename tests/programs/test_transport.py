@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import trustme
+from binance_funding.daemon.source.rest import RestClient, RestError
+from binance_funding.daemon.source.transport import NoConnection, connect
 
 from binance_funding.clock import Clock, Deadline
 from binance_funding.daemon.context import Context
 from binance_funding.daemon.source.connection import Connection
-from binance_funding.daemon.source.rest import RestClient, RestError
-from binance_funding.daemon.source.transport import NoConnection, connect
 from binance_funding.settings import load
 from tests.exchange import Exchange, Market
 from tests.support.peers import Listener, Talk, answers, silent_port, trickles, tunnels

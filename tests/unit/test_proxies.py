@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
-
 from binance_funding.daemon.source.transport import Proxy, check, proxy_for
+
 from binance_funding.settings import SettingsError
 
 if TYPE_CHECKING:

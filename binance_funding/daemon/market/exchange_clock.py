@@ -52,6 +52,12 @@ class ExchangeClock:
         """None while Binance's time is not known."""
         self.learned_s = -math.inf
         """Steady time at which an answer was last taken over."""
+        self.ask_due_s = -math.inf
+        """Steady time from which Binance's time should be asked for."""
+
+    def note_asked(self, asked_s: float) -> None:
+        """Take note that the time is being asked for, so that it is not asked again at once."""
+        self.ask_due_s = asked_s + (60.0 if self.offset_s is not None else 3.0)
 
     def note_answer(self, server_time_s: float, asked_s: float, received_s: float) -> None:
         """Take note of an answer: Binance's Unix time, and the steady times of question and answer."""

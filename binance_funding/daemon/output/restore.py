@@ -13,7 +13,7 @@ from ..market.freshness import FreshnessWatch
 from ..source.pool import StreamPool
 from ..source.rates import FundingRate
 from ..source.refusals import LONGEST_BAN_S
-from ..source.rest import RestPoller
+from ..source.rest_poller import RestPoller
 
 _log = EventLogger(__name__)
 
