@@ -126,6 +126,7 @@ _DNS: _ErrorTypes = (
     socket.gaierror,
     UnicodeEncodeError,
     requests.exceptions.InvalidURL,
+    urllib3.exceptions.LocationParseError,
     websocket.WebSocketAddressException,
 )
 _TIMEOUT: _ErrorTypes = (
@@ -136,7 +137,8 @@ _TIMEOUT: _ErrorTypes = (
     websocket.WebSocketTimeoutException,
 )
 _BAD_ANSWER: _ErrorTypes = (urllib3.exceptions.InvalidChunkLength, websocket.WebSocketPayloadException)
-_LOST: _ErrorTypes = (ConnectionError, http.client.IncompleteRead, websocket.WebSocketConnectionClosedException)
+_CUT: _ErrorTypes = (http.client.IncompleteRead, http.client.RemoteDisconnected)
+_LOST: _ErrorTypes = (*_CUT, ConnectionError, websocket.WebSocketConnectionClosedException)
 
 
 def from_error(error: Exception, *, via_proxy: bool) -> Cause:
@@ -188,8 +190,8 @@ def _detail(chain: list[BaseException]) -> str:
         return getattr(innermost, "verify_message", "") or innermost.reason or str(innermost)
     if isinstance(innermost, websocket.WebSocketConnectionClosedException):
         return "connection ended without close frame (1006)"
-    if isinstance(innermost, (http.client.IncompleteRead, http.client.RemoteDisconnected)):
+    if isinstance(innermost, _CUT) and not isinstance(innermost, _BAD_ANSWER):
         return "connection ended before the whole answer"
     if isinstance(innermost, OSError) and innermost.strerror:
         return innermost.strerror.lower()
-    return str(innermost) or type(innermost).__name__
+    return " ".join(str(innermost).split()) or type(innermost).__name__
