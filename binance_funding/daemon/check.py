@@ -50,7 +50,8 @@ _STREAM_STEPS, _REST_STEPS = (*_WAY, "handshake", "mark prices"), (*_WAY, "REST"
 _STEP_OF_KIND = {Kind.DNS: "DNS", Kind.PROXY: "proxy", Kind.TCP: "TCP", Kind.TLS: "TLS"}
 
 _ADVICE = {
-    "state file": "correct that, run this as the daemon's user, or set STATE_FILE to another place",
+    "state file": "restart a daemon that hangs; else correct that, run this as the daemon's user, "
+    "or set STATE_FILE to another place",
     "DNS": "see why `getent hosts {host}` fails (/etc/resolv.conf), or correct {setting}",
     "proxy": "start that proxy, correct {variable} (http://USER:PASSWORD@HOST:PORT), or unset the variable",
     "TCP": "let this host through every firewall on the way, name a proxy in https_proxy, or correct {setting}",
@@ -103,6 +104,7 @@ class EndpointCheck:
         self.cause: Cause | None = None
         """Why the next step failed, None while that is not known."""
         self.remark = ""
+        """What else is known of the failure."""
 
     def failed_step(self) -> str:
         """Name the step that failed or hangs, "" if all succeeded."""
@@ -115,12 +117,14 @@ class EndpointCheck:
 
     def failure(self) -> str:
         """Say why that step failed."""
+        subject = self.target if self.failed_step() in _WAY else self.url
         if self.pause_left_s:
-            return f"{self.url}: not asked, since Binance asked for a pause; {self.pause_left_s:.0f} s of it are left"
+            return f"{subject}: not asked, since Binance asked for a pause; {self.pause_left_s:.0f} s of it are left"
         if self.cause is None:
-            return f"{self.url}: no answer within {_LIMIT_S:.0f} s{self.remark}"
+            return f"{subject}: no answer within {_LIMIT_S:.0f} s"
+        words = self.cause.detail if self.cause.kind in _STEP_OF_KIND else str(self.cause)
         pause = f", and asks for a pause of {self.cause.wait_s:.0f} s" if self.cause.wait_s else ""
-        return f"{self.url}: {self.cause}{pause}{self.remark}"
+        return f"{subject}: {words}{pause}{self.remark}"
 
     def result(self, step: str) -> str:
         """Say what is known of a step that succeeded."""
@@ -263,7 +267,7 @@ class _HostCheck:
             came = "only messages without a mark price came" if feed.messages else f"nothing came for {silence_s:g} s"
             endpoint.cause = Cause(Kind.SILENT, came)
             if endpoint.successor:
-                endpoint.remark = f"; this address was retired on 2026-04-23, use {endpoint.successor}"
+                endpoint.remark = f"; this address was retired on 2026-04-23: use {endpoint.successor}"
         if connection.first_data_s is not None:
             changed.clear()
             changed.wait(_COLLECT_S)

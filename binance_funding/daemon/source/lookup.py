@@ -9,7 +9,9 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import getproxies
+
+from requests.utils import should_bypass_proxies
 
 LOOKUP_LIMIT_S = 30.0
 """A lookup that takes longer is given up. Resolvers usually give up earlier."""
@@ -33,8 +35,8 @@ class Hop(NamedTuple):
 def first_hop(url: str) -> Hop:
     """Return the first host on the way to the address. Raises BadProxy.
 
-    docs/settings.md lists which proxy variables each library reads. Two rare differences are left out here: they
-    would only make a lookup measure another name.
+    docs/settings.md lists which proxy variables each library reads. Rare differences in NO_PROXY are left out here:
+    they would only make the lookup measure another name.
     """
     parts = urlsplit(url)
     host, is_stream = parts.hostname or "", parts.scheme in _STREAM
@@ -42,7 +44,7 @@ def first_hop(url: str) -> Hop:
     name = scheme if is_stream or proxies.get(scheme) else "all"
     value = proxies.get(name, "")
     # websocket-client silently ignores a value without a scheme.
-    if not value or (is_stream and "//" not in value) or proxy_bypass(host):
+    if not value or (is_stream and "//" not in value) or should_bypass_proxies(url, no_proxy=None):
         return Hop(host, "")
     try:
         proxy = urlsplit(value if "//" in value else f"//{value}")

@@ -222,17 +222,18 @@ class RestPoller:
         now_s = self._clock.steady_s()
         if now_s >= self._exchange_clock.ask_due_s:
             self._exchange_clock.note_asked(now_s)
-            self._request_extra(TIME, min(_TIME_LIMIT_S, spare_s), self._learn_time, "time of Binance not learned")
+            self._request_extra(TIME, min(_TIME_LIMIT_S, spare_s), self._learn_time)
             return True
         if self._are_intervals_due(now_s):
             self._intervals_asked_s = now_s
-            limit_s = min(_INTERVALS_LIMIT_S, spare_s)
-            self._request_extra(_FUNDING_INFO, limit_s, self._learn_intervals, "funding intervals unknown")
+            self._request_extra(_FUNDING_INFO, min(_INTERVALS_LIMIT_S, spare_s), self._learn_intervals)
             return True
         return False
 
-    def _request_extra(self, path: str, limit_s: float, learn: Callable[[bytes, float], None], trouble: str) -> None:
+    def _request_extra(self, path: str, limit_s: float, learn: Callable[[bytes, float], None]) -> None:
         asked_s = self._clock.steady_s()
+        trouble = "time of Binance not learned" if path == TIME else "funding intervals unknown"
+        over = "time of Binance learned again" if path == TIME else "funding intervals known again"
         try:
             learn(self.client.get(path, limit_s), asked_s)
         except (RestError, rates.MalformedMessage) as error:
@@ -241,7 +242,7 @@ class RestPoller:
             if self.trouble is None:  # else REST fails as a whole, and this has been logged
                 self._throttle.warn(trouble, str(cause), next="asked again")
         else:
-            self._throttle.resolve(trouble, log_as="answered again", path=path)
+            self._throttle.resolve(trouble, log_as=over)
 
     def _learn_time(self, body: bytes, asked_s: float) -> None:
         self._exchange_clock.note_answer(rates.decode_server_time(body), asked_s, self._clock.steady_s())
