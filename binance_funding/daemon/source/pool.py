@@ -340,11 +340,11 @@ class StreamPool:
         self.lost += 1
         self.context.history.count(self._clock.wall_s(), unplanned=1)
         slot.losses += 1
-        event = "silent" if cause.kind is Kind.SILENT else "lagging" if cause.kind is Kind.LAGGING else "lost"
+        loss = "silent" if cause.kind is Kind.SILENT else "lagging" if cause.kind is Kind.LAGGING else "lost"
         if slot.losses > _MAX_LOSSES_LOGGED:
-            self.context.throttle.warn(f"{event} again", str(cause), **facts)
+            self.context.throttle.warn(f"{loss} again", str(cause), **facts)
         else:
-            _log.warning(event, cause=str(cause), **facts)
+            _log.warning(loss, cause=str(cause), **facts)
 
     def _retry_at_s(self, slot: _Slot) -> float:
         """Return when the slot tries again, apart from a pause that Binance asked for."""
