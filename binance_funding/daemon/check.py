@@ -30,11 +30,11 @@ from .market.exchange_clock import LARGEST_WALL_OFFSET_S
 from .market.feed import Feed
 from .market.freshness import FreshnessWatch
 from .output.restore import pause_s
-from .source import faults, rates
+from .source import rates
 from .source.certificates import check_certificates
 from .source.connection import Connection
 from .source.faults import Cause, Kind
-from .source.lookup import BadProxy, Lookup
+from .source.lookup import Lookup
 from .source.rest_client import RestClient, RestError
 from .source.rest_poller import PREMIUM_INDEX, TIME
 
@@ -89,22 +89,22 @@ class EndpointCheck:
         self.url = url
         self.setting = setting
         self.steps = steps
-        self.host = parts.hostname or ""
-        self.target = parts.netloc
-        self.is_secure = parts.scheme in ("wss", "https")
         self.pause_left_s = pause_left_s
         """For how long Binance still asks not to be asked there."""
+        self.source: Connection | RestClient | None = None
+        """The part of the daemon that tries the way, None until it begins."""
+        self.results: dict[str, str] = {}
+        """What is to be said of the steps after TLS that succeeded."""
+        self.cause: Cause | None = None
+        """Why the next step failed, None while that is not known."""
         is_retired = parts.path == "/stream" or parts.path.startswith("/ws")
         self.successor = parts._replace(path=f"/market{parts.path}").geturl() if is_retired else ""
         """The address that replaced it, if it is a retired one. Source: Binance's change log of 2026-03-06."""
-        self.lookup: Lookup | None = None
-        self.connection: Connection | None = None
-        self.results: dict[str, str] = {}
-        """What is to be said of the last steps, if they succeeded."""
-        self.cause: Cause | None = None
-        """Why the next step failed, None while that is not known."""
-        self.remark = ""
-        """What else is known of the failure."""
+        self._host, self._target, self._is_secure = parts.hostname or "", parts.netloc, parts.scheme in ("wss", "https")
+
+    @property
+    def _lookup(self) -> Lookup | None:
+        return self.source.lookup if self.source else None
 
     def failed_step(self) -> str:
         """Name the step that failed or hangs, "" if all succeeded."""
@@ -113,32 +113,39 @@ class EndpointCheck:
             return undone
         if self.cause is not None:
             return _STEP_OF_KIND.get(self.cause.kind, undone)
-        return "DNS" if self.lookup is not None and self.lookup.ended_s is None else undone
+        return "DNS" if self._lookup and self._lookup.ended_s is None else undone
 
     def failure(self) -> str:
         """Say why that step failed."""
-        subject = self.target if self.failed_step() in _WAY else self.url
+        subject = self._target if self.failed_step() in _WAY else self.url
         if self.pause_left_s:
             return f"{subject}: not asked, since Binance asked for a pause; {self.pause_left_s:.0f} s of it are left"
         if self.cause is None:
             return f"{subject}: no answer within {_LIMIT_S:.0f} s"
         words = self.cause.detail if self.cause.kind in _STEP_OF_KIND else str(self.cause)
         pause = f", and asks for a pause of {self.cause.wait_s:.0f} s" if self.cause.wait_s else ""
-        return f"{subject}: {words}{pause}{self.remark}"
+        return f"{subject}: {words}{pause}"
 
-    def result(self, step: str) -> str:
-        """Say what is known of a step that succeeded."""
-        lookup = self.lookup
-        variable = lookup.hop.variable if lookup else ""
-        known = {
-            "DNS": f"{lookup.hop.host} is {', '.join(lookup.addresses) or 'known'}" if lookup else "",
-            "proxy": f"{variable} is used for {self.host}" if variable else f"not used for {self.host}",
-            "TCP": f"{self.target} accepts connections",
-            "TLS": f"{self.target} has a certificate that is trusted"
-            if self.is_secure
-            else f"not used for {self.target}",
+    def successes(self) -> dict[str, str]:
+        """Say of each step before that one what is known, in their order."""
+        lookup = self._lookup
+        if lookup is None:
+            return {}
+        trusted = "has a certificate that is trusted" if self._is_secure else "is not asked for TLS"
+        results = {
+            "DNS": f"{lookup.host} is {', '.join(lookup.addresses)}",
+            "proxy": f"{lookup.variable or 'none'} is used for {self._host}",
+            "TCP": f"{self._target} accepts connections",
+            "TLS": f"{self._target} {trusted}",
+            **self.results,
         }
-        return self.results.get(step) or known[step]
+        return dict(itertools.takewhile(lambda result: result[0] != self.failed_step(), results.items()))
+
+    def advice(self) -> str:
+        """Say what to do about the step that failed."""
+        lookup = self._lookup
+        host, variable = (lookup.host, lookup.variable) if lookup else (self._host, "the proxy variable")
+        return _ADVICE[self.failed_step()].format(setting=self.setting, host=host, variable=variable)
 
 
 class _HostCheck:
@@ -166,7 +173,8 @@ class _HostCheck:
         rest = EndpointCheck(settings.binance_rest_url, "BINANCE_REST_URL", _REST_STEPS, rest_pause_s)
         for endpoint in (*streams, rest):
             if not endpoint.pause_left_s:
-                self._threads.start(endpoint.setting, functools.partial(self._try, endpoint))
+                work = self._try_rest if endpoint is rest else self._try_stream
+                self._threads.start(endpoint.setting, functools.partial(work, endpoint))
         self._threads.start("port", self._try_port)
         self._threads.join(deadline.remaining_s())
         self._report([*streams, rest], _STREAM_STEPS)
@@ -177,14 +185,9 @@ class _HostCheck:
         self._threads.join(_CLOSE_LIMIT_S)  # the connections send their close frames
         return self._threads.exit_status() or int(any(line.startswith("FAIL") for line in self._printed))
 
-    def _say(self, step: str, words: str, failed: bool = False, endpoint: EndpointCheck | None = None) -> None:
+    def _say(self, step: str, words: str, failed: bool = False, advice: str = "") -> None:
         """Print a line, once, since addresses may share a host. Text from outside is made printable."""
-        facts = {}
-        if endpoint is not None:
-            variable = endpoint.lookup.hop.variable if endpoint.lookup else "the proxy variable"
-            host = endpoint.lookup.hop.host if endpoint.lookup else endpoint.host
-            facts = {"setting": endpoint.setting, "host": host, "variable": variable}
-        text = f"FAIL {step}: {words}; {_ADVICE[step].format(**facts)}" if failed else f"ok   {step}: {words}"
+        text = f"FAIL {step}: {words}; {advice or _ADVICE[step]}" if failed else f"ok   {step}: {words}"
         line = "".join(c if " " <= c <= "~" else "?" for c in text)
         if line not in self._printed:
             self._printed.add(line)
@@ -193,14 +196,13 @@ class _HostCheck:
     def _report(self, endpoints: Sequence[EndpointCheck], steps: Sequence[str]) -> None:
         has_prices = any("mark prices" in endpoint.results for endpoint in endpoints)
         for step, endpoint in itertools.product(steps, endpoints):
-            failed = endpoint.failed_step()
-            if step == failed:
+            if step in (successes := endpoint.successes()):
+                self._say(step, successes[step])
+            elif step == endpoint.failed_step():
                 # Beside an address that brings mark prices, a retired one is no fault.
                 is_fault = not (has_prices and endpoint.successor)
                 words = endpoint.failure() if is_fault else f"{endpoint.failure()}; another one does"
-                self._say(step, words, is_fault, endpoint)
-            elif step in endpoint.steps and not endpoint.pause_left_s and _is_before(step, failed, endpoint.steps):
-                self._say(step, endpoint.result(step))
+                self._say(step, words, is_fault, endpoint.advice())
 
     def _report_state_file(self) -> tuple[dict[str, Any], float]:
         """Return the file's `connection_status`, and the present by the clock of its times."""
@@ -228,7 +230,8 @@ class _HostCheck:
         return state["connection_status"], state["updated_at"] + age_s
 
     def _report_lag(self, streams: Sequence[EndpointCheck]) -> None:
-        lags_s = [one.connection.lag_s() or 0.0 for one in streams if one.connection and "mark prices" in one.results]
+        sources = [endpoint.source for endpoint in streams if "mark prices" in endpoint.results]
+        lags_s = [source.lag_s() or 0.0 for source in sources if isinstance(source, Connection)]
         if lags_s and self._exchange_clock.offset_s is not None:
             words = f"mark prices are {min(lags_s):.1f} s old by Binance's clock when they come"
             self._say("lag", words, min(lags_s) > self._context.current_s)
@@ -241,22 +244,11 @@ class _HostCheck:
         elif "REST" in rest.results:
             self._say("clock", "the time that Binance names came too late, or agrees with nothing else", True)
 
-    def _try(self, endpoint: EndpointCheck) -> None:
-        try:
-            endpoint.lookup = Lookup(endpoint.url, self._clock.steady_s)
-        except BadProxy as error:
-            endpoint.cause = faults.from_error(error, via_proxy=True)
-            return
-        if endpoint.steps == _REST_STEPS:
-            self._try_rest(endpoint)
-        else:
-            self._try_stream(endpoint)
-
     def _try_stream(self, endpoint: EndpointCheck) -> None:
         book, changed, silence_s = Book(self._context), threading.Event(), self._context.current_s
         feed = Feed(self._context, FreshnessWatch(self._context, book, str))
         connection = Connection(self._context, 1, endpoint.url, feed.take, changed.set)
-        endpoint.connection = connection
+        endpoint.source = connection
         self._threads.start("connection", connection.run)
         while not changed.wait(_STEP_S):
             if connection.opened_s is not None and self._clock.steady_s() > connection.opened_s + silence_s:
@@ -265,9 +257,10 @@ class _HostCheck:
             after_s = connection.opened_s - connection.started_s
             endpoint.results["handshake"] = f"{endpoint.url} opened after {after_s:.2f} s"
             came = "only messages without a mark price came" if feed.messages else f"nothing came for {silence_s:g} s"
-            endpoint.cause = Cause(Kind.SILENT, came)
-            if endpoint.successor:
-                endpoint.remark = f"; this address was retired on 2026-04-23: use {endpoint.successor}"
+            retired = (
+                f"; this address was retired on 2026-04-23: use {endpoint.successor}" if endpoint.successor else ""
+            )
+            endpoint.cause = Cause(Kind.SILENT, came + retired)
         if connection.first_data_s is not None:
             changed.clear()
             changed.wait(_COLLECT_S)
@@ -280,7 +273,7 @@ class _HostCheck:
 
     def _try_rest(self, endpoint: EndpointCheck) -> None:
         timeout_s = min(self._settings.rest_timeout_seconds, _LIMIT_S / 2)
-        client = RestClient(endpoint.url, timeout_s, self._clock)
+        client = endpoint.source = RestClient(endpoint.url, timeout_s, self._clock)
         try:
             body, received_s = client.get(PREMIUM_INDEX), self._clock.steady_s()
             decoded = rates.decode_premium_index(body, received_s)

@@ -44,7 +44,7 @@ def test_a_proxy_that_cannot_be_resolved_fails_as_the_proxy(exchange: Exchange, 
     """Binance's name is not at fault."""
     variables = proxied("nowhere.invalid:3128")
     report = check_host(exchange, tmp_path, BINANCE_WS_URLS=BEHIND_PROXY, **variables)
-    assert report.failure.startswith("FAIL proxy: exchange.example: the host name cannot be resolved; ")
+    assert report.failure.startswith("FAIL proxy: exchange.example: name or service not known; ")
 
 
 def test_a_proxy_that_wants_a_password_says_so(exchange: Exchange, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_proxy_that_is_used_is_named_by_its_variable(exchange: Exchange, tmp_p
         report = check_host(exchange, tmp_path, BINANCE_WS_URLS=url, **proxied(f"127.0.0.1:{proxy.port}"))
     assert report.of("proxy") == [
         "ok   proxy: http_proxy is used for exchange.example",
-        "ok   proxy: not used for 127.0.0.1",
+        "ok   proxy: none is used for 127.0.0.1",
     ]
     assert report.failures == []
 

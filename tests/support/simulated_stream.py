@@ -53,9 +53,9 @@ class Line(Connection):
         self._receive(exchange.stream_message(self.behind_s()))
         exchange.in_(TICK_S, self._tick)
 
-    def ends(self, cause: str = "connection reset by peer", **facts: Any) -> None:
+    def ends(self, detail: str = "connection reset by peer", kind: Kind = Kind.LOST, **facts: Any) -> None:
         """End as it would by itself; `facts` are the other fields of Cause."""
-        self.ending = self.ending or Cause(Kind.LOST, cause, **facts)
+        self.ending = self.ending or Cause(kind, detail, **facts)
         self.on_change()
 
     def close(self) -> None:
@@ -166,7 +166,7 @@ def opens_and_stays_silent(line: Line) -> None:
 
 def unreachable(line: Line) -> None:
     """Nothing listens at the address."""
-    line.ends("connection refused", is_unreachable=True)
+    line.ends("connection refused", Kind.TCP)
 
 
 def brings_late(behind_s: float) -> Callable[[Line], None]:

@@ -194,7 +194,7 @@ class Connection:
         if isinstance(error, websocket.WebSocketBadStatusException) and error.status_code is not None:
             headers, body = error.resp_headers or {}, error.resp_body or b""
             return refusal(error.status_code, headers, body, self.context.clock.wall_s())
-        return faults.from_error(error, via_proxy=self.lookup is not None and bool(self.lookup.hop.variable))
+        return faults.from_error(error, via_proxy=self.lookup is not None and self.lookup.is_of_proxy)
 
 
 def _shut_down(sock: socket.socket) -> None:
@@ -205,5 +205,5 @@ def _shut_down(sock: socket.socket) -> None:
 
 
 def _closed_by_peer(data: bytes) -> Cause:
-    code = struct.unpack("!H", data[:2])[0] if len(data) >= 2 else 0
+    code = struct.unpack("!H", data[:2])[0] if len(data) >= 2 else 1005
     return Cause(Kind.CLOSED, data[2:].decode("utf-8", "replace"), code=code)

@@ -58,9 +58,11 @@ class Cause:
     """The HTTP status, or the code of the close frame."""
     wait_s: float = 0.0
     """How long Binance asked not to be called."""
-    is_unreachable: bool = False
-    """Nothing answered at the address at all. Trying again soon burdens nobody."""
-    is_timeout: bool = False
+
+    @property
+    def is_unreachable(self) -> bool:
+        """Whether the exchange was not reached at all. Trying again soon does not burden it."""
+        return self.kind in (Kind.DNS, Kind.PROXY, Kind.TCP)
 
     @property
     def is_refusal(self) -> bool:
@@ -72,17 +74,28 @@ class Cause:
         """The cause as a label of a metric: the HTTP status or one of four words."""
         if self.kind is Kind.REFUSED:
             return str(self.code)
-        if self.is_timeout:
-            return "timeout"
-        is_bad_answer = self.kind in (Kind.PROTOCOL, Kind.MALFORMED, Kind.TOO_LARGE)
-        return "malformed" if is_bad_answer else "connection"
+        return _LABELS.get(self.kind, "connection")
 
     def __str__(self) -> str:
         return _sentence(self)[:_MAX_CHARACTERS]
 
 
+_LABELS = {Kind.TIMEOUT: "timeout", **dict.fromkeys((Kind.PROTOCOL, Kind.MALFORMED, Kind.TOO_LARGE), "malformed")}
+_PREFIXES = {
+    Kind.DNS: "DNS: ",
+    Kind.PROXY: "proxy: ",
+    Kind.TCP: "no connection: ",
+    Kind.TLS: "TLS: ",
+    Kind.PROTOCOL: "protocol error: ",
+}
 # Source: RFC 6455, 7.4.1.
-_CLOSE_CODES = {1000: "normal", 1001: "going away", 1008: "policy violation", 1011: "server error"}
+_CLOSE_CODES = {
+    1000: "normal",
+    1001: "going away",
+    1005: "no code given",
+    1008: "policy violation",
+    1011: "server error",
+}
 # Source: https://developers.binance.com/docs/derivatives/usds-margined-futures/general-info (November 2026).
 _HTTP_STATUSES = {
     403: "the firewall of Binance refuses this IP",
@@ -98,74 +111,48 @@ def _sentence(cause: Cause) -> str:
         return f"{_HTTP_STATUSES.get(cause.code, meaning)} (HTTP {cause.code})"
     if cause.kind is Kind.CLOSED:
         reason = cause.detail or _CLOSE_CODES.get(cause.code, "unknown")
-        return f"closed by the exchange with code {cause.code} ({reason})" if cause.code else "closed without a code"
-    prefix = {
-        Kind.DNS: "DNS: ",
-        Kind.PROXY: "proxy: ",
-        Kind.TCP: "no connection: ",
-        Kind.TLS: "TLS: ",
-        Kind.PROTOCOL: "protocol error: ",
-    }.get(cause.kind, "")
-    return prefix + cause.detail
+        return f"closed by the exchange with code {cause.code} ({reason})"
+    return _PREFIXES.get(cause.kind, "") + cause.detail
 
 
-_NO_NAME, _NO_ANSWER = "the host name cannot be resolved", "no answer in time"
-NO_ANSWER_IN_TIME = Cause(Kind.TIMEOUT, _NO_ANSWER, is_timeout=True)
-NO_NAME_IN_TIME = Cause(
-    Kind.DNS, f"no answer of the name server within {LOOKUP_LIMIT_S:g} s", is_unreachable=True, is_timeout=True
+_TIMED_OUT = "no answer in time"
+NO_ANSWER_IN_TIME = Cause(Kind.TIMEOUT, _TIMED_OUT)
+NO_NAME_IN_TIME = Cause(Kind.DNS, f"no answer of the name server within {LOOKUP_LIMIT_S:g} s")
+
+# The first kind counts of which the error, or one inside it, has a type.
+_TYPES: tuple[tuple[Kind, tuple[type[BaseException], ...]], ...] = (
+    (
+        Kind.PROXY,
+        (
+            BadProxy,
+            requests.exceptions.ProxyError,
+            requests.exceptions.InvalidProxyURL,
+            requests.exceptions.InvalidSchema,  # a SOCKS proxy: the scheme of the address was checked at the start
+            websocket.WebSocketProxyException,
+        ),
+    ),
+    (Kind.DNS, (socket.gaierror, urllib3.exceptions.LocationParseError, websocket.WebSocketAddressException)),
+    (Kind.TCP, (urllib3.exceptions.ConnectTimeoutError,)),  # refused connections too
+    (Kind.TIMEOUT, (TimeoutError, urllib3.exceptions.ReadTimeoutError, websocket.WebSocketTimeoutException)),
+    (Kind.TLS, (ssl.SSLError,)),
+    (Kind.PROTOCOL, (urllib3.exceptions.InvalidChunkLength, websocket.WebSocketPayloadException)),
+    (Kind.LOST, (ConnectionError, http.client.IncompleteRead, websocket.WebSocketConnectionClosedException)),
 )
-_ErrorTypes = tuple[type[BaseException], ...]
-_PROXY: _ErrorTypes = (
-    BadProxy,
-    requests.exceptions.ProxyError,
-    requests.exceptions.InvalidProxyURL,
-    requests.exceptions.InvalidSchema,  # a SOCKS proxy; the scheme of the address itself was checked at the start
-    websocket.WebSocketProxyException,
-)
-_DNS: _ErrorTypes = (
-    socket.gaierror,
-    UnicodeEncodeError,
-    requests.exceptions.InvalidURL,
-    urllib3.exceptions.LocationParseError,
-    websocket.WebSocketAddressException,
-)
-_TIMEOUT: _ErrorTypes = (
-    TimeoutError,
-    requests.exceptions.Timeout,
-    urllib3.exceptions.ReadTimeoutError,
-    urllib3.exceptions.ConnectTimeoutError,
-    websocket.WebSocketTimeoutException,
-)
-_BAD_ANSWER: _ErrorTypes = (urllib3.exceptions.InvalidChunkLength, websocket.WebSocketPayloadException)
-_CUT: _ErrorTypes = (http.client.IncompleteRead, http.client.RemoteDisconnected)
-_LOST: _ErrorTypes = (*_CUT, ConnectionError, websocket.WebSocketConnectionClosedException)
 
 
 def from_error(error: Exception, *, via_proxy: bool) -> Cause:
     """Classify an error of either library. `via_proxy`: the first host on the way is a proxy."""
     chain = list(_chain(error))
-
-    def has(types: _ErrorTypes) -> bool:
-        return any(isinstance(one, types) for one in chain)
-
-    is_timeout = has(_TIMEOUT) and not has((urllib3.exceptions.NewConnectionError,))
-    is_unresolved = has(_DNS) or type(error) is UnicodeError
-    is_unreachable = is_unresolved or _failed_to_connect(chain)
-    if has(_PROXY) or (via_proxy and is_unreachable):
-        detail = _NO_NAME if is_unresolved else _NO_ANSWER if is_timeout else _detail(chain)
-        return Cause(Kind.PROXY, detail, is_unreachable=is_unreachable, is_timeout=is_timeout)
-    if is_unresolved:
-        return Cause(Kind.DNS, _NO_NAME, is_unreachable=True)
-    if is_unreachable:
-        detail = _NO_ANSWER if is_timeout else _detail(chain)
-        return Cause(Kind.TCP, detail, is_unreachable=True, is_timeout=is_timeout)
-    if is_timeout:
-        return NO_ANSWER_IN_TIME
-    if has((ssl.SSLError,)):
-        return Cause(Kind.TLS, _detail(chain))
-    if not has(_BAD_ANSWER) and (has(_LOST) or type(chain[-1]) is OSError):
-        return Cause(Kind.LOST, _detail(chain))
-    return Cause(Kind.PROTOCOL, _detail(chain))
+    kind = next((kind for kind, types in _TYPES if any(isinstance(one, types) for one in chain)), Kind.PROTOCOL)
+    if type(error) is UnicodeError:  # what Python raises for a host name that cannot be one
+        kind = Kind.DNS
+    elif hasattr(error, "remote_ip"):  # websocket-client marks an error of connecting with the address that it tried
+        kind = Kind.TCP
+    elif kind is Kind.PROTOCOL and type(error) is OSError:
+        kind = Kind.LOST
+    if via_proxy and kind in (Kind.DNS, Kind.TCP):
+        kind = Kind.PROXY
+    return NO_ANSWER_IN_TIME if kind is Kind.TIMEOUT else Cause(kind, _detail(chain[-1]))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -177,21 +164,16 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         found += [one for one in inner if isinstance(one, BaseException) and one not in found]
 
 
-def _failed_to_connect(chain: list[BaseException]) -> bool:
-    """Whether no TCP connection came about. websocket-client marks such errors with the address that it tried."""
-    is_connecting = (urllib3.exceptions.ConnectTimeoutError, requests.exceptions.ConnectTimeout)
-    return any(isinstance(one, is_connecting) or hasattr(one, "remote_ip") for one in chain)
-
-
-def _detail(chain: list[BaseException]) -> str:
+def _detail(error: BaseException) -> str:
     """Return the text of the innermost error, which is that of the system."""
-    innermost = chain[-1]
-    if isinstance(innermost, ssl.SSLError):
-        return getattr(innermost, "verify_message", "") or innermost.reason or str(innermost)
-    if isinstance(innermost, websocket.WebSocketConnectionClosedException):
+    if isinstance(error, TimeoutError):
+        return _TIMED_OUT
+    if isinstance(error, ssl.SSLError):
+        return getattr(error, "verify_message", "") or error.reason or str(error)
+    if isinstance(error, websocket.WebSocketConnectionClosedException):
         return "connection ended without close frame (1006)"
-    if isinstance(innermost, _CUT) and not isinstance(innermost, _BAD_ANSWER):
+    if isinstance(error, (http.client.IncompleteRead, http.client.RemoteDisconnected)):
         return "connection ended before the whole answer"
-    if isinstance(innermost, OSError) and innermost.strerror:
-        return innermost.strerror.lower()
-    return " ".join(str(innermost).split()) or type(innermost).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split()) or type(error).__name__

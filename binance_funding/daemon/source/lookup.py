@@ -4,10 +4,10 @@ Both libraries look names up themselves, and no timeout of theirs holds for that
 the same time shows when it is over, so that a slow name server does not use up the time for the connection.
 """
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -16,50 +16,18 @@ from requests.utils import should_bypass_proxies
 LOOKUP_LIMIT_S = 30.0
 """A lookup that takes longer is given up. Resolvers usually give up earlier."""
 
-_SECURE = ("wss", "https")
-_STREAM = ("ws", "wss")
-
 
 class BadProxy(ValueError):
     """A proxy variable holds no URL. The text does not quote the value, which may hold a password."""
 
 
-class Hop(NamedTuple):
-    """The first host that a library connects to."""
-
-    host: str
-    variable: str
-    """The variable that names it as a proxy, "" if it is the host of the address itself."""
-
-
-def first_hop(url: str) -> Hop:
-    """Return the first host on the way to the address. Raises BadProxy.
-
-    docs/settings.md lists which proxy variables each library reads. Rare differences in NO_PROXY are left out here:
-    they would only make the lookup measure another name.
-    """
-    parts = urlsplit(url)
-    host, is_stream = parts.hostname or "", parts.scheme in _STREAM
-    proxies, scheme = getproxies(), "https" if parts.scheme in _SECURE else "http"
-    name = scheme if is_stream or proxies.get(scheme) else "all"
-    value = proxies.get(name, "")
-    # websocket-client silently ignores a value without a scheme.
-    if not value or (is_stream and "//" not in value) or should_bypass_proxies(url, no_proxy=None):
-        return Hop(host, "")
-    try:
-        proxy = urlsplit(value if "//" in value else f"//{value}")
-        _ = proxy.port
-    except ValueError:
-        raise BadProxy(f"{name}_proxy is not a URL") from None
-    return Hop(proxy.hostname or "", f"{name}_proxy")
-
-
 class Lookup:
-    """One lookup of the first host on the way to an address, in a thread of its own. Never raises but BadProxy."""
+    """One lookup of the first host on the way to an address, in a thread of its own."""
 
     def __init__(self, url: str, steady_s: Callable[[], float], on_end: Callable[[], None] = lambda: None) -> None:
-        self.hop = first_hop(url)
-        self.began_s = steady_s()
+        """Start it. Raises BadProxy."""
+        self.host, self.variable = _first_hop(url)
+        """`variable` is the variable that names the host as a proxy, "" if it is the host of the address itself."""
         self.ended_s: float | None = None
         """Steady time of its end, with or without a result; None before."""
         self.addresses: list[str] = []
@@ -67,11 +35,37 @@ class Lookup:
         self._on_end = on_end
         threading.Thread(target=self._run, name="lookup", daemon=True).start()
 
+    @property
+    def is_of_proxy(self) -> bool:
+        """Whether the host is a proxy."""
+        return bool(self.variable)
+
     def _run(self) -> None:
-        try:
-            found = socket.getaddrinfo(self.hop.host, None, type=socket.SOCK_STREAM)
+        # The library meets the same error and reports it.
+        with contextlib.suppress(OSError, UnicodeError):
+            found = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)
             self.addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
-        except (OSError, UnicodeError):
-            pass  # the library meets the same error and reports it
         self.ended_s = self._steady_s()
         self._on_end()
+
+
+def _first_hop(url: str) -> tuple[str, str]:
+    """Return the first host on the way to the address, and the variable that names it if it is a proxy.
+
+    docs/settings.md lists which proxy variables each library reads. Rare differences in NO_PROXY are left out here:
+    they would only make the lookup measure another name. Raises BadProxy.
+    """
+    parts = urlsplit(url)
+    is_stream, scheme = parts.scheme in ("ws", "wss"), "https" if parts.scheme in ("wss", "https") else "http"
+    proxies = getproxies()
+    name = scheme if is_stream or proxies.get(scheme) else "all"
+    value = proxies.get(name, "")
+    # websocket-client silently ignores a value without a scheme.
+    if not value or (is_stream and "//" not in value) or should_bypass_proxies(url, no_proxy=None):
+        return parts.hostname or "", ""
+    try:
+        proxy = urlsplit(value if "//" in value else f"//{value}")
+        _ = proxy.port
+    except ValueError:
+        raise BadProxy(f"{name}_proxy is not a URL") from None
+    return proxy.hostname or "", f"{name}_proxy"

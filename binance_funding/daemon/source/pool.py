@@ -229,7 +229,7 @@ class StreamPool:
         if is_name_overdue:
             return faults.NO_NAME_IN_TIME
         if connection.opened_s is None:
-            return Cause(Kind.TIMEOUT, f"no handshake within {silence_s:g} s", is_timeout=True)
+            return Cause(Kind.TIMEOUT, f"no handshake within {silence_s:g} s")
         if not self._is_current(connection) and connection.first_data_s is not None:
             self._last_lag_s = age_s
             return Cause(Kind.LAGGING, f"mark prices are {age_s:.0f} s behind Binance's clock")

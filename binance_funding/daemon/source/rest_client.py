@@ -94,7 +94,8 @@ class _Request:
         self.error: Exception | None = None
         self.events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._is_abandoned = False
-        self._via_proxy = False
+        self._is_via_proxy = False
+        self._client = client
         self._url = url
         self._limit_s = limit_s
         self._max_bytes = client.max_answer_bytes
@@ -133,7 +134,9 @@ class _Request:
         try:
             self.answer = self._fetch()
         except _ERRORS as error:
-            self.error = RestError(faults.from_error(error, via_proxy=self._via_proxy))
+            self.error = RestError(
+                faults.from_error(error, via_proxy=self.lookup is not None and self.lookup.is_of_proxy)
+            )
         except Exception as error:  # noqa: BLE001 - a bug: the waiting thread raises it
             self.error = error
         self.events.put(_Event.DONE)
@@ -150,7 +153,8 @@ class _Request:
                     raise
         self.events.put(_Event.LOOKUP_BEGAN)
         lookup = Lookup(self._url, self._steady_s, lambda: self.events.put(_Event.LOOKUP_ENDED))
-        self._via_proxy = bool(lookup.hop.variable)
+        self._client.lookup = lookup
+        self._is_via_proxy = lookup.is_of_proxy
         self.session = _Session()
         return self._ask(self.session, self._limit_s)
 
@@ -178,11 +182,14 @@ class RestClient:
         self.max_answer_bytes = max_answer_bytes
         self.used_weight = ""
         """What this IP has used of its weight in this minute, from the newest answer; "" before the first."""
+        self.lookup: Lookup | None = None
+        """The newest name lookup, None before the first."""
         self._session: _Session | None = None
         self._kept_since_s = -math.inf
         self._not_kept_until_s = -math.inf
         self._abandoned: list[_Request] = []
         self._request: _Request | None = None
+        """The newest request."""
         self._is_stopped = False
 
     def get(self, path: str, within_s: float = math.inf) -> bytes:
