@@ -122,6 +122,8 @@ class _Request:
                 raise Aborted
             elif self.answer is not None:
                 return self.answer
+            elif isinstance(self.error, _ERRORS):
+                raise RestError(faults.from_error(self.error, via_proxy=self._is_via_proxy)) from self.error
             elif self.error is not None:
                 raise self.error
 
@@ -133,11 +135,7 @@ class _Request:
     def _run(self) -> None:
         try:
             self.answer = self._fetch()
-        except _ERRORS as error:
-            self.error = RestError(
-                faults.from_error(error, via_proxy=self.lookup is not None and self.lookup.is_of_proxy)
-            )
-        except Exception as error:  # noqa: BLE001 - a bug: the waiting thread raises it
+        except Exception as error:  # noqa: BLE001 - the waiting thread raises it, bugs included
             self.error = error
         self.events.put(_Event.DONE)
 
