@@ -33,7 +33,10 @@ class Lookup:
         self.addresses: list[str] = []
         self._steady_s = steady_s
         self._on_end = on_end
-        threading.Thread(target=self._run, name="lookup", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="lookup", daemon=True).start()
+        except RuntimeError:  # the host allows no more threads: the time for the lookup counts then
+            self._end()
 
     @property
     def is_of_proxy(self) -> bool:
@@ -45,6 +48,9 @@ class Lookup:
         with contextlib.suppress(OSError, UnicodeError):
             found = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)
             self.addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+        self._end()
+
+    def _end(self) -> None:
         self.ended_s = self._steady_s()
         self._on_end()
 

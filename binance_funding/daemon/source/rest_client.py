@@ -89,7 +89,6 @@ class _Request:
         # Written by the request's thread, and read by others after DONE.
         self.session = session
         """That of the kept connection at first, then that of the connection that was used last."""
-        self.has_kept_one_died = False
         self.answer: _Answer | None = None
         self.error: Exception | None = None
         self.events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
@@ -98,13 +97,15 @@ class _Request:
         self._client = client
         self._url = url
         self._limit_s = limit_s
-        self._max_bytes = client.max_answer_bytes
         self._steady_s = client.clock.steady_s
         self._thread = threading.Thread(target=self._run, name="request", daemon=True)
 
     def wait(self) -> _Answer:
         """Ask, and wait for the answer. Time for a name lookup does not count. Raises RestError or Aborted."""
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the host allows no more threads
+            raise RestError(Cause(Kind.CROWDED, "no thread can be started")) from None
         ends_s, left_s, is_looking_up = self._steady_s() + self._limit_s, 0.0, False
         while True:
             try:
@@ -137,6 +138,8 @@ class _Request:
             self.answer = self._fetch()
         except Exception as error:  # noqa: BLE001 - the waiting thread raises it, bugs included
             self.error = error
+        if self.session is not None and (self.answer is None or self._is_abandoned):
+            self.session.close()
         self.events.put(_Event.DONE)
 
     def _fetch(self) -> _Answer:
@@ -146,7 +149,7 @@ class _Request:
                 return self._ask(self.session, min(_KEPT_SILENT_S, self._limit_s))
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
                 self.session.close()
-                self.has_kept_one_died = True
+                self._client.note_kept_connection_died()
                 if self._is_abandoned or self._limit_s <= _KEPT_SILENT_S:
                     raise
         self.events.put(_Event.LOOKUP_BEGAN)
@@ -163,7 +166,7 @@ class _Request:
             body = bytearray()
             for piece in response.iter_content(_PIECE_BYTES):
                 body += piece
-                if self._is_abandoned or len(body) > self._max_bytes:
+                if self._is_abandoned or len(body) > self._client.max_answer_bytes:
                     break
             return _Answer(response.status_code, response.headers, bytes(body))
 
@@ -219,13 +222,14 @@ class RestClient:
         except RestError:
             self._abandoned.append(request)
             raise
-        now_s = self.clock.steady_s()
-        if request.has_kept_one_died:
-            self._not_kept_until_s = now_s + _NOT_KEPT_FOR_S
-        self._session, self._kept_since_s = request.session, now_s
-        if now_s < self._not_kept_until_s:
+        self._session, self._kept_since_s = request.session, self.clock.steady_s()
+        if self._kept_since_s < self._not_kept_until_s:
             self.close()
         return answer
+
+    def note_kept_connection_died(self) -> None:
+        """Keep no connection for a while. For the request's thread."""
+        self._not_kept_until_s = self.clock.steady_s() + _NOT_KEPT_FOR_S
 
     def abort(self) -> None:
         """End the request under way and every later one: they raise Aborted. From any thread."""
