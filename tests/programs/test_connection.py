@@ -160,12 +160,13 @@ def aborts(connection: Connection, ready: Callable[[], object]) -> None:
 
 def test_a_connection_that_was_aborted_before_it_began_does_not_connect() -> None:
     """Its thread may start later than the decision to end it."""
-    with Exchange(Market(**SMALL)) as exchange:
-        connection = connection_to(exchange.ws_url)
+    with Listener(answers(b"")) as peer:
+        connection = connection_to(f"ws://127.0.0.1:{peer.port}/")
         connection.abort()
         connection.run()
         assert connection.ending is not None
-        assert exchange.attempts == []
+        assert connection.lookup is None
+        assert peer.accepted == 0
 
 
 def test_an_abort_while_a_name_is_looked_up_ends_the_attempt_at_its_first_byte(monkeypatch: pytest.MonkeyPatch) -> None:
