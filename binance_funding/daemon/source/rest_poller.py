@@ -18,14 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...clock import Moment
-from ...log import EventLogger
 from ..context import Context
 from ..market.feed import Feed
 from . import rates
 from .faults import Cause, Kind
 from .rest_client import Aborted, RestClient, RestError
-
-_log = EventLogger(__name__)
 
 PREMIUM_INDEX, TIME, _FUNDING_INFO = "/fapi/v1/premiumIndex", "/fapi/v1/time", "/fapi/v1/fundingInfo"
 _INTERVALS_KEPT_S, _INTERVALS_RETRY_S, _INTERVALS_LIMIT_S = 3600.0, 55.0, 5.0
