@@ -4,7 +4,9 @@
 The story, in the order in which data flows (binance_funding/daemon/):
   source/connection.py      one WebSocket connection to !markPrice@arr, in a thread of its own
   source/pool.py            several of them, watched: silence, lag, backoff, planned replacement
-  source/rest.py            snapshots: to compare, for symbols that the stream lacks, and while it delivers nothing new
+  source/rest_poller.py     snapshots: to compare, for symbols that the stream lacks, and while it delivers nothing new
+  source/rest_client.py     one REST request, which ends at its deadline
+  source/faults.py          why a connection or a request failed
   source/rates.py           both formats of Binance become FundingRate records
   record.py                 the FundingRate record, and how the file shows it
   market/feed.py            where the messages of all connections arrive, each decoded once

@@ -22,10 +22,11 @@ from .market.freshness import Freshness, FreshnessWatch
 from .market.thresholds import LARGEST_WALL_OFFSET_S
 from .output.publisher import Annotations, Publisher
 from .output.restore import restore
-from .source import transport
+from .source.certificates import check_certificates
 from .source.connection import Connection
 from .source.pool import StreamPool
-from .source.rest import RestClient, RestPoller
+from .source.rest_client import RestClient
+from .source.rest_poller import RestPoller
 
 _log = EventLogger("binance_funding.daemon")
 
@@ -46,7 +47,7 @@ GARBAGE_THRESHOLD = 400_000
 
 def check(settings: Settings) -> None:
     """Check what only this host can tell. Raises SettingsError."""
-    transport.check([*settings.binance_ws_urls, settings.binance_rest_url])
+    check_certificates()
     if why := why_not(settings.state_file):
         raise SettingsError(f"STATE_FILE={settings.state_file} is not allowed: {why}")
 

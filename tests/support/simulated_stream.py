@@ -7,7 +7,8 @@ from binance_funding.daemon.context import Context
 from binance_funding.daemon.market.book import Book
 from binance_funding.daemon.market.feed import Feed
 from binance_funding.daemon.market.freshness import FreshnessWatch
-from binance_funding.daemon.source.connection import Connection, Ending
+from binance_funding.daemon.source.connection import Connection
+from binance_funding.daemon.source.faults import Cause, Kind
 from binance_funding.daemon.source.pool import StreamPool
 from binance_funding.settings import load
 from tests.support.clock import learn_time
@@ -53,9 +54,9 @@ class Line(Connection):
         self._receive(exchange.stream_message(self.behind_s()))
         exchange.in_(TICK_S, self._tick)
 
-    def ends(self, cause: str = "connection reset by peer", **facts: Any) -> None:
-        """End as it would by itself; `facts` are the other fields of Ending."""
-        self.ending = self.ending or Ending(cause, **facts)
+    def ends(self, detail: str = "connection reset by peer", kind: Kind = Kind.LOST, **facts: Any) -> None:
+        """End as it would by itself; `facts` are the other fields of Cause."""
+        self.ending = self.ending or Cause(kind, detail, **facts)
         self.on_change()
 
     def close(self) -> None:
@@ -166,7 +167,7 @@ def opens_and_stays_silent(line: Line) -> None:
 
 def unreachable(line: Line) -> None:
     """Nothing listens at the address."""
-    line.ends("connection refused", unreachable=True)
+    line.ends("connection refused", Kind.TCP)
 
 
 def brings_late(behind_s: float) -> Callable[[Line], None]:

@@ -14,7 +14,8 @@ from binance_funding.daemon.record import FundingRate
 from binance_funding.daemon.source.connection import Connection
 from binance_funding.daemon.source.pool import StreamPool
 from binance_funding.daemon.source.refusals import LONGEST_BAN_S
-from binance_funding.daemon.source.rest import RestClient, RestPoller
+from binance_funding.daemon.source.rest_client import RestClient
+from binance_funding.daemon.source.rest_poller import RestPoller
 from binance_funding.state_file import EMPTY
 from tests.support.clock import STEADY_S, WALL_S, SimulatedClock, learn_time
 from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, context, put, record, state, status

@@ -13,7 +13,7 @@ from ..market.freshness import FreshnessWatch
 from ..record import FundingRate
 from ..source.pool import StreamPool
 from ..source.refusals import LONGEST_BAN_S
-from ..source.rest import RestPoller
+from ..source.rest_poller import RestPoller
 
 _log = EventLogger(__name__)
 
