@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import pytest
 
-from tests.support.samples import EVENT_MS
 from tests.support.simulated_rest import INDEX, INFO, TIME, RestWorld, http_error, lost, most_in_any_minute
 
 HOUR_S = 3600.0
