@@ -67,7 +67,7 @@ def _of_server(meter: Meter, usage: Mapping[str, float | None]) -> _Families:
     yield _PREFIX + "http_requests_total", "requests answered, refused ones too", counts
     bounds = zip([*BUCKETS_S, "+Inf"], accumulate(meter.buckets), strict=True)
     buckets = [(f'_bucket{{le="{bound}"}}', count) for bound, count in bounds]
-    meaning = "time of the event loop turn with the answer: the most it took from noticing a request to answering it"
+    meaning = "time from noticing a request to the end of the event loop turn that answers it, waiting included"
     yield _DURATION, meaning, [*buckets, ("_sum", round(meter.seconds, 6)), ("_count", sum(meter.buckets))]
     yield _PREFIX + "http_connections", "open connections, of at most API_MAX_CONNECTIONS", [("", meter.connections())]
     yield _PREFIX + "http_subscribers", "connections that follow /funding/stream", [("", meter.subscribers())]

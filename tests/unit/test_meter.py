@@ -105,7 +105,7 @@ def test_a_duration_falls_into_the_bucket_that_includes_its_bound(lasted_s: floa
     """As `le` says; what is longer than all bounds counts as well."""
     meter = Meter()
     meter.count("/a", 200)
-    meter.end_turn(lasted_s)
+    meter.measure(lasted_s)
     assert meter.buckets == [int(number == bucket) for number in range(len(BUCKETS_S) + 1)]
     assert meter.seconds == lasted_s
 
@@ -116,7 +116,7 @@ def test_all_requests_of_a_turn_last_as_long_as_the_turn() -> None:
     for requests, lasted_s in ((3, 0.02), (0, 5.0), (1, 0.2)):
         for _ in range(requests):
             meter.count("/a", 200)
-        meter.end_turn(lasted_s)
+        meter.measure(lasted_s)
     assert sum(meter.buckets) == 4
     assert meter.seconds == pytest.approx(0.26)
     assert (meter.buckets[BUCKETS_S.index(0.025)], meter.buckets[BUCKETS_S.index(0.25)]) == (3, 1)
