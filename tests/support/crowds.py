@@ -1,4 +1,4 @@
-"""Crowds that take all the time a server gives them, in a process of their own: `python -m tests.support.crowds KIND PORT`.
+"""Crowds that take all the time a server gives them: `python -m tests.support.crowds KIND PORT`, a process of its own.
 
 Each crowd is a set of connections, every one of which behaves in the same way again and again until the crowd ends.
 """
