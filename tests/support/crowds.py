@@ -62,6 +62,7 @@ async def be_rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     if kind == 0:
         for byte in _ONE_SYMBOL[:20]:
             writer.write(bytes([byte]))
+            await writer.drain()
             await asyncio.sleep(_PAUSE_S)
     elif kind == 1:
         writer.write(b"GET /funding HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
@@ -73,6 +74,7 @@ async def be_rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     elif kind == 3:
         for _ in range(200):
             writer.write(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % next(_serial))
+        await writer.drain()
         await reader.read(1000)
     else:
         writer.write(_ONE_SYMBOL)

@@ -31,6 +31,9 @@ class State(Enum):
     __hash__ = object.__hash__  # members are compared by identity; Enum's own hash takes ten times as long
 
 
+_CLOSED = State.CLOSED  # a look-up in an Enum is slow before Python 3.12
+
+
 @dataclass(eq=False, slots=True)
 class Conversation:
     """The bytes received from a client that are not answered yet, and the bytes that are to be sent to it."""
@@ -55,7 +58,7 @@ class Client(Conversation):
     took_s: float
     """When the client last took bytes, or connected."""
     served: int
-    """Number of the last time that it was served: the lowest number was served longest ago."""
+    """Number of the turn in which it was served last, or came."""
     noticed_s: float | None = None
     """When its socket was found ready although there was no time for it; None if it does not wait."""
     state: State = State.NEW
@@ -101,18 +104,18 @@ class Connections:
 
     def enter(self, client: Client, state: State, now_s: float) -> None:
         """Change the state of a connection, or begin the same state again. Raises IllegalTransition."""
-        before = self._rules[client.state]
-        if state not in before.next_states:
-            raise IllegalTransition(f"{client.state.name} to {state.name}")
-        del self._clients[client.state][client]
+        before, rules = client.state, self._rules
+        if state not in rules[before].next_states:
+            raise IllegalTransition(f"{before.name} to {state.name}")
+        del self._clients[before][client]
         client.state, client.since_s = state, now_s
-        if state is State.CLOSED:
+        if state is _CLOSED:
             self._selector.unregister(client.sock)
             client.sock.close()
             return
         self._clients[state][client] = None
-        if self._rules[state].watched != before.watched:
-            self._selector.modify(client.sock, self._rules[state].watched, client)
+        if rules[state].watched != rules[before].watched:
+            self._selector.modify(client.sock, rules[state].watched, client)
 
     def of(self, *states: State) -> list[Client]:
         """Return the connections in these states, for each state the oldest first."""

@@ -24,8 +24,10 @@ class Limits:
     """A client that is to take bytes, and has taken none for this time, is closed when a newcomer needs its place."""
     push_every_s: float = 0.05
     """Time between two looks for new events, for all subscribers."""
+    send_buffer_bytes: int = 128 << 10
+    """Bytes that the kernel may buffer for a client that does not read. The kernel doubles this number."""
     push_buffer_bytes: int = 64 << 10
-    """Events that the kernel may buffer for a subscriber that does not read. The kernel doubles this number."""
+    """The same for a subscriber."""
     closing_s: float = 2.0
     """Time for a client to close its side after its last answer."""
     closing_connections: int = 128

@@ -9,7 +9,6 @@ select() reports every socket again that is still ready, so there is no queue to
 """
 
 import contextlib
-import itertools
 import logging
 import math
 import selectors
@@ -32,6 +31,7 @@ _MAX_BUFFERS = 1024  # one sendmsg() takes no more: IOV_MAX of Linux
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 _LATE = error_response(408, "the request was not complete in time")
 _SUBSCRIBERS = (State.SUBSCRIBED, State.PUSHING)
+_IDLE, _PUSHING, _CLOSED = State.IDLE, State.PUSHING, State.CLOSED  # Enum look-ups are slow before Python 3.12
 _SERVED = (State.NEW, State.IDLE, State.READING, State.WRITING, *_SUBSCRIBERS)
 
 _log = EventLogger(__name__)
@@ -98,8 +98,8 @@ class HttpServer:
         self._push_due_s = self._now_s
         # The subscribers that still wait for their turn in the present look for events.
         self._unpushed: list[Client] = []
-        # The source of Client.served.
-        self._numbers = itertools.count()
+        # Number of this turn.
+        self._turn = 0
 
         read, write, close = selectors.EVENT_READ, selectors.EVENT_WRITE, self._close
         s = State
@@ -120,6 +120,7 @@ class HttpServer:
         self._stop_receiver, self._stop_sender = socket.socketpair()
         self._stop_sender.setblocking(False)
         listener.setblocking(False)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer_bytes)  # its connections inherit it
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._stop_receiver, read)
         self._selector.register(listener, read)
@@ -149,10 +150,11 @@ class HttpServer:
         due_s = min(self._due_s, until_s)
         ready = self._selector.select(None if due_s == math.inf else max(0.0, due_s - self._now_s))
         self._now_s = self._steady_s()
+        self._turn += 1
         self._responder.refresh()
         clients = [key.data for key, _ in ready if key.data is not None]
-        self._serve([client for client in clients if client.state is not State.PUSHING])
-        self._serve_subscribers([client for client in clients if client.state is State.PUSHING])
+        self._serve([client for client in clients if client.state is not _PUSHING])
+        self._serve_subscribers([client for client in clients if client.state is _PUSHING])
         others = [key.fileobj for key, _ in ready if key.data is None]
         if self._listener in others:  # after the clients: a request that has come must not cost its client its place
             until_s = self._steady_s() + self._limits.share_s
@@ -167,14 +169,15 @@ class HttpServer:
         until_s = self._now_s + self._limits.turn_s
         self._share_s = min(self._limits.share_s, self._limits.turn_s / (len(ready) or 1))
         for client in queue:
-            noticed_s, client.noticed_s = client.noticed_s, None
-            if noticed_s is not None:
-                self._meter.measure(self._steady_s() - self._now_s)  # these requests did not wait
-            self._act(client, self._rules[client.state].on_ready)
-            now_s = self._steady_s()
-            if noticed_s is not None:
-                self._meter.measure(now_s - noticed_s)
-            if now_s >= until_s:
+            noticed_s = client.noticed_s
+            if noticed_s is None:
+                self._act(client, self._rules[client.state].on_ready)
+            else:
+                self._meter.measure(self._steady_s() - self._now_s)  # of requests that did not wait
+                client.noticed_s = None
+                self._act(client, self._rules[client.state].on_ready)
+                self._meter.measure(self._steady_s() - noticed_s)
+            if self._steady_s() >= until_s:
                 break
         self._meter.measure(self._steady_s() - self._now_s)
         for client in queue:
@@ -199,9 +202,9 @@ class HttpServer:
 
     def _act(self, client: Client, action: Callable[..., None], *arguments: Response) -> None:
         """Serve a client. A fault of its socket, or of our code, ends this client only."""
-        if client.state is State.CLOSED:  # in this turn, to make room for another client
+        if client.state is _CLOSED:  # in this turn, to make room for another client
             return
-        client.served = next(self._numbers)
+        client.served = self._turn
         try:
             action(client, *arguments)
         except OSError:  # connection reset, broken pipe, timed out: the client is gone
@@ -257,7 +260,7 @@ class HttpServer:
                 return False
             if dispensable:
                 self._reset(dispensable)
-            client = self._connections.add(sock, self._now_s, next(self._numbers))
+            client = self._connections.add(sock, self._now_s, self._turn)
         except OSError as error:
             dispensable = self._most_dispensable()
             if dispensable:
@@ -316,7 +319,7 @@ class HttpServer:
             client.unanswered, client.checked = b"", 0
             client.unsent += encoded.buffers
             client.closes = encoded.closes
-            self._flush_then(client, State.IDLE)
+            self._flush_then(client, _IDLE)
 
     def _answer(self, client: Client) -> None:
         """Send the unsent bytes, then answer requests for one client's share of the turn."""
@@ -368,7 +371,7 @@ class HttpServer:
             oldest = self._connections.first(state)
             if oldest and self._connections.count(state) >= self._limits.closing_connections:
                 self._close(oldest)
-        self._enter(client, state)
+        self._connections.enter(client, state, self._now_s)
 
     def _send(self, client: Client) -> bool:
         """Give the kernel as much as it takes in one write; True if nothing is left."""
@@ -380,11 +383,8 @@ class HttpServer:
         except BlockingIOError:
             return False
         client.took_s = self._now_s
-        complete = 0
-        while complete < len(unsent) and sent >= len(unsent[complete]):
-            sent -= len(unsent[complete])
-            complete += 1
-        del unsent[:complete]
+        while unsent and sent >= len(unsent[0]):
+            sent -= len(unsent.pop(0))
         if sent:
             unsent[0] = memoryview(unsent[0])[sent:]
         return not unsent
