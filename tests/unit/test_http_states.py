@@ -17,7 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from binance_funding.server.http.connections import Client, State
+from binance_funding.server.http.connections import Client, IllegalTransition, State
 from binance_funding.server.http.limits import Limits
 from binance_funding.server.http.listener import listen
 from binance_funding.server.http.message import Request, Response
@@ -413,3 +413,18 @@ class Connections(RuleBasedStateMachine):
 
 TestConnections = Connections.TestCase
 TestConnections.settings = settings(max_examples=EXAMPLES, stateful_step_count=40)
+
+
+def test_an_illegal_change_of_state_raises() -> None:
+    """A closed connection stays closed, whatever the server's code does with it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = HttpServer(listener, lambda _: Response(200, b""), max_connections=1)
+        client = server._connections.add(socket.socket(), 0.0, 0)
+        with pytest.raises(IllegalTransition):
+            server._connections.enter(client, State.NEW, 0.0)
+        server._connections.enter(client, State.CLOSED, 0.0)
+        for state in State:
+            with pytest.raises(IllegalTransition):
+                server._connections.enter(client, state, 0.0)
+        server.stop()
+        server.serve()

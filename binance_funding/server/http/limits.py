@@ -10,7 +10,10 @@ class Limits:
     turn_s: float = 0.006
     """Time for serving all ready clients in one turn of the loop. The request being answered is finished."""
     share_s: float = 0.002
-    """Time for one client in one turn; also for all subscribers, and for accepting all new connections, in one turn."""
+    """Time for one client in one turn; less if more than three are ready, so that the round is soon over.
+
+    It is also the time for all subscribers, and for all new connections, in one turn.
+    """
     idle_s: float = 30.0
     """Time without a request, from the connection's beginning or from its last answer."""
     request_s: float = 10.0

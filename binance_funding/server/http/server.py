@@ -4,8 +4,8 @@ A handler turns a Request into a Response; the server does not know the content.
 caller's version stays equal, so most requests cost one recv, one dict look-up and one send.
 
 The loop shares its time. A turn ends after about 10 ms: 6 for clients that ask, 2 for subscribers, 2 for newcomers. The
-client that was served longest ago comes first. A client with many requests at once gets 2 ms of a turn. The next
-select() reports every socket again that is still ready, so there is no queue to keep.
+client that was served longest ago comes first. A client with many requests at once gets 2 ms of a turn. Clients without
+a turn need no queue: the next select() reports their sockets again.
 """
 
 import contextlib
@@ -104,8 +104,9 @@ class HttpServer:
         read, write, close = selectors.EVENT_READ, selectors.EVENT_WRITE, self._close
         s = State
         any_but_new = frozenset(State) - {s.NEW}
+        # The table of states. A connection changes its state only as the last column allows.
         self._rules = {
-            # state: what is watched, what is done then, how long it may last, what is done then, what may follow
+            # state: event to wait for, action then, time limit, action then, states that may follow
             s.NEW: Rule(read, self._read, limits.idle_s, close, any_but_new),
             s.IDLE: Rule(read, self._read, limits.idle_s, close, any_but_new),
             s.READING: Rule(read, self._read, limits.request_s, self._refuse_and_close, any_but_new - {s.READING}),
@@ -164,7 +165,7 @@ class HttpServer:
         return self._stop_receiver not in others
 
     def _serve(self, ready: list[Client]) -> None:
-        """Serve clients that ask. Who gets no turn is noted as waiting, and is not idle any more."""
+        """Serve clients that ask, until the time is over. The others wait, and do not count as idle any more."""
         queue = iter(sorted(ready, key=attrgetter("served")))
         until_s = self._now_s + self._limits.turn_s
         self._share_s = min(self._limits.share_s, self._limits.turn_s / (len(ready) or 1))
@@ -186,7 +187,7 @@ class HttpServer:
                 self._enter(client, State.READING)
 
     def _serve_subscribers(self, writable: list[Client]) -> None:
-        """Push events to subscribers that can take more, and now and then to all others that have taken everything."""
+        """Push events to subscribers that can take more. Now and then, look for new events for all others."""
         if self._push_due_s <= self._now_s and not self._unpushed:
             self._push_due_s = self._now_s + self._limits.push_every_s
             self._unpushed = self._connections.of(State.SUBSCRIBED)
@@ -207,11 +208,13 @@ class HttpServer:
         client.served = self._turn
         try:
             action(client, *arguments)
+            return
         except OSError:  # connection reset, broken pipe, timed out: the client is gone
-            self._close(client)
+            pass
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other clients
             facts = {"state": client.state.name.lower(), "next": "this connection is closed"}
             self._throttle.warn("connection failed", type(error).__name__, logging.ERROR, exc_info=True, **facts)
+        if client.state is not _CLOSED:
             self._close(client)
 
     def _expire(self) -> float:
@@ -259,12 +262,12 @@ class HttpServer:
             if sock is None:
                 return False
             if dispensable:
-                self._reset(dispensable)
+                self._act(dispensable, self._reset)
             client = self._connections.add(sock, self._now_s, self._turn)
         except OSError as error:
             dispensable = self._most_dispensable()
             if dispensable:
-                self._reset(dispensable)
+                self._act(dispensable, self._reset)
                 return True
             self._throttle.warn("accept paused", str(error.strerror), retry_in_s=self._limits.accept_pause_s)
             self._selector.unregister(self._listener)  # it stays ready, so the loop would not sleep
