@@ -144,16 +144,20 @@ class StopRequest:
 
 
 def on_signals(stop: Callable[[], None]) -> None:
-    """Call `stop` at SIGTERM, SIGINT or SIGHUP; it must be safe to re-enter. A second signal ends the process."""
-    signums = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+    """Call `stop` at SIGTERM, SIGINT or SIGHUP; it must be safe to re-enter. A second signal ends the process.
 
-    def first(_signum: int, _frame: FrameType | None) -> None:
-        for signum in signums:
-            signal.signal(signum, signal.SIG_DFL)
+    A signal that is ignored when the program starts stays ignored: `nohup` ignores SIGHUP for the programs it runs.
+    """
+    numbers = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+    def first(_number: int, _frame: FrameType | None) -> None:
+        for number in heeded:
+            signal.signal(number, signal.SIG_DFL)
         stop()
 
-    for signum in signums:
-        signal.signal(signum, first)
+    for number in heeded:
+        signal.signal(number, first)
 
 
 def acquire(attempt: Callable[[], T], explain: Explain, stop: StopRequest, retry_s: float = 1.0) -> T:

@@ -267,5 +267,3 @@ def test_a_slow_answer_does_not_make_the_poller_ask_without_a_pause() -> None:
         world.advance(HOUR_S)
         times_s = world.binance.times_s()
         assert min(later - earlier for earlier, later in pairwise(times_s)) >= 7.9
-
-

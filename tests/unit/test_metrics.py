@@ -209,7 +209,7 @@ def busy_meter() -> Meter:
     for requests, code, lasted_s in ((2, 200, 0.003), (1, 404, 3.0)):
         for _ in range(requests):
             meter.count("/funding/{symbol}", code)
-        meter.end_turn(lasted_s)
+        meter.measure(lasted_s)
     meter.connections, meter.subscribers = lambda: 7, lambda: 5
     return meter
 
