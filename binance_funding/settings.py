@@ -172,8 +172,8 @@ def load(environment: Mapping[str, str] = os.environ, env_file: str = ".env") ->
     Raises SettingsError if a value is not allowed or a name looks misspelt. The error lists all faults at once.
 
     A name looks misspelt if its letters, in any order, are those of a setting except for one or two. The environment
-    also holds settings of other programs. There, only names that begin with the first word of a setting (`API_`, `LOG_`,
-    `REST_` ...) are checked.
+    also holds settings of other programs. There, only names that begin with the first word of a setting (`API_`,
+    `LOG_`, `REST_` ...) are checked.
     """
     from_file = _read(env_file)
     given = {**from_file, **environment}
