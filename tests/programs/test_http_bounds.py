@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from binance_funding.server.http.limits import Limits
 from binance_funding.server.http.message import Request, Response
+from binance_funding.server.http.server import Limits
 from tests.support.clock import SimulatedClock
 from tests.support.http_client import GET, HALF_A_REQUEST, Client, assert_gone, assert_refused, by_path, echo, running
 from tests.support.waiting import PATIENCE_S, eventually
