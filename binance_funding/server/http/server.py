@@ -213,7 +213,7 @@ class HttpServer:
         for state, rule in self._rules.items():
             while client := self._connections.first(state):
                 client_due_s = client.since_s + rule.limit_s
-                if client_due_s > self._now_s or client.served == self._turn or self._steady_s() >= until_s:
+                if client_due_s > self._now_s or self._steady_s() >= until_s:
                     due_s = min(due_s, client_due_s)
                     break
                 self._act(client, rule.on_expiry)
@@ -333,9 +333,9 @@ class HttpServer:
         self._send_events(client)
 
     def _send_events(self, client: Client) -> None:
-        # All subscribers are due at the same times, so that they cost one turn of the loop and not one each.
-        now_s = self._now_s - self._now_s % self._limits.push_every_s
-        self._connections.enter(client, State.SUBSCRIBED if self._send(client) else State.PUSHING, now_s)
+        # Their due times draw together, so that all subscribers cost one turn of the loop and not one each.
+        since_s = self._now_s - self._now_s % self._limits.push_every_s / 2
+        self._connections.enter(client, State.SUBSCRIBED if self._send(client) else State.PUSHING, since_s)
 
     def _refuse_and_close(self, client: Client, response: Response = _LATE) -> None:
         self._queue(client, self._responder.refuse(client.unanswered, response))
