@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from binance_funding.daemon.source.lookup import Lookup
+from binance_funding.daemon.source.libraries import Lookup
 from tests.support.simulated_stream import Line, World, by_url, opens_and_stays_silent, refuses, unreachable
 
 FIRST, SECOND = "ws://one.example/market", "ws://two.example/market"

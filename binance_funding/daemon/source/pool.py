@@ -5,8 +5,10 @@ One supervising thread ("stream") decides everything. Each connection reads in a
 Facts of the exchange, as of November 2026:
 - Every connection is cut after 24 h. A retired address completes its handshake and stays silent for ever. [1]
 - A connection can stay open and advance while its event times fall further and further behind. [2]
+- No limit on attempts is documented for futures. Spot allows 300 per 5 min and IP, which is one per second. [3]
 [1] https://developers.binance.com/docs/derivatives/usds-margined-futures/websocket-market-streams
 [2] https://github.com/JKorf/Binance.Net/issues/1215
+[3] https://developers.binance.com/docs/binance-spot-api-docs/web-socket-streams
 """
 
 import logging
@@ -22,24 +24,28 @@ from ..market.feed import Feed
 from . import faults
 from .connection import Connection
 from .faults import Cause, Kind
-from .retry import AttemptAllowance, Backoff, next_url_index
 
 _log = EventLogger(__name__)
 
 # A connection has proved itself after it brought data for this long. Only then the next loss is answered quickly.
 _PROVEN_AFTER_S = 60.0
+# All connections together make one attempt per this time. After a quiet time, a burst of this many is allowed.
+_ATTEMPT_EVERY_S, _BURST = 1.25, 8
+# The longest wait if nothing answers at all (refused, unreachable, no DNS). Asking again burdens nobody, the exchange's
+# return is noticed soon, and an outage does not count against the connection that ends it.
+_UNREACHABLE_WAIT_S = 1.0
 # The longest wait while no connection brings anything current. With handshake and first message that makes 12 s.
 _NONE_CURRENT_WAIT_S = 8.0
-# How often the connections are looked at: while one of them is to be opened or ended, and while all are well.
-_SHORT_STEP_S, _LONG_STEP_S = 0.1, 0.5
-# After a pause of the process (SIGSTOP, suspend, a starved host), messages may wait unread: silence is counted anew.
+# After the exchange's return, all connections try again within this time.
+_RETURN_WAIT_S = 2.0
+# How often the connections are looked at. The first data and the end of a connection are noticed at once.
+_STEP_S = 0.25
+# After a pause of the process (SIGSTOP, suspend, a starved host), messages may wait unread. Silence is counted anew.
 _HELD_UP_S = 5.0
 # This many losses in a row are logged one by one, more of them at growing intervals.
 _MAX_LOSSES_LOGGED = 2
 # A connection that was told to end may take this long for its close frame. Then it is aborted until it ends.
 _CLOSE_WITHIN_S = 1.0
-# After the exchange's return, all connections try again within this time.
-_RETURN_WAIT_S = 2.0
 # No more attempts are made while so many earlier ones hang, such as in a name lookup, where nothing can abort them.
 _MAX_HANGING = 8
 
@@ -53,17 +59,13 @@ class _Slot:
         """The connection that has brought current mark prices."""
         self.attempt: Connection | None = None
         """A connection that has not brought any yet: to become the live one, or to replace it."""
-        self.url_index = 0
-        """Index of the address to try next."""
         self.failures = 0
         """Attempts and connections that ended since the last proven connection. They make the wait longer."""
         self.losses = 0
         """Live connections lost since the last proven one. They make the log quieter."""
         self.failed_at_s = -math.inf
-        self.retry_at_s = -math.inf
-        """When to try next, at the latest."""
-        self.replace_at_s = math.inf
-        """When the live connection is to be replaced."""
+        self.next_attempt_s = -math.inf
+        """When to open the next connection: to replace the live one, or to have one again."""
 
 
 class StreamPool:
@@ -73,13 +75,13 @@ class StreamPool:
         self,
         context: Context,
         feed: Feed,
-        spawn: Callable[[str, Callable[[], None]], object],
+        spawn: Callable[..., bool],
         *,
         uniform: Callable[[float, float], float] = random.uniform,
         open_connection: Callable[..., Connection] = Connection,
         proven_after_s: float = _PROVEN_AFTER_S,
     ) -> None:
-        """Open nothing yet. `spawn` starts a named thread whose unexpected end is noticed."""
+        """Open nothing yet. `spawn` is Threads.start."""
         self.context = context
         self.feed = feed
         self.attempts = 0
@@ -98,18 +100,23 @@ class StreamPool:
         self._slots = [_Slot(number) for number in range(1, context.settings.stream_connections + 1)]
         self._closing: dict[Connection, float] = {}
         """Connections that were told to end, and until when each may take for that."""
-        self._allowance = AttemptAllowance(self.progress_s)
-        self._backoff = Backoff(context.settings, uniform)
+        self._uniform = uniform
+        self._booked_until_s = -math.inf
+        """Each attempt books _ATTEMPT_EVERY_S of time, a burst books ahead."""
+        self._paused_until_s = -math.inf
+        """Until when Binance asked not to be called."""
         self._resumed_s = -math.inf
         """When the process last went on after a pause."""
-        self._proven_url: str | None = None
-        """The address that data last came from."""
+        self._proven_url = context.settings.binance_ws_urls[0]
+        """The address that data last came from, at first the first."""
+        self._url_index = 0
+        """Index of the address to try next."""
         self._last_lag_s: float | None = None
         """How far the last connection was behind that was dropped for its lag, until another is live."""
 
     def restore(self, pause_s: float) -> None:
         """Wait for as long as Binance had asked an earlier daemon to."""
-        self._allowance.pause(self._clock.steady_s() + pause_s)
+        self._paused_until_s = self._clock.steady_s() + pause_s
 
     def run(self, stop: threading.Event) -> None:
         """Keep the connections alive until `stop` is set and `wake` called; then close them all. Blocks."""
@@ -128,8 +135,7 @@ class StreamPool:
             self._supervise_slot(slot)
         self._reap_closing()
         self.progress_s = self._clock.steady_s()
-        is_steady = not self._closing and all(slot.live and not slot.attempt for slot in self._slots)
-        return _LONG_STEP_S if is_steady else _SHORT_STEP_S
+        return _STEP_S
 
     def wake(self) -> None:
         """Let the supervising thread look at the connections at once."""
@@ -161,7 +167,6 @@ class StreamPool:
     def status(self) -> dict[str, Any]:
         """Return the stream's part of `connection_status`, ready for the state file."""
         live, lag_s, now = self.live(), self.lag_s(), self._clock.now()
-        paused_until_s = self._allowance.paused_until_s
         return {
             "connected": bool(live),
             "connections": len(live),
@@ -175,7 +180,7 @@ class StreamPool:
             "reconnect_attempts": self.attempts,
             "last_error": self.last_error,
             "stream_lag_seconds": None if lag_s is None else round(lag_s, 3),
-            "paused_until": now.wall_at(paused_until_s) if paused_until_s > now.steady_s else None,
+            "paused_until": now.wall_at(self._paused_until_s) if self._paused_until_s > now.steady_s else None,
         }
 
     def _connections(self) -> list[Connection]:
@@ -188,6 +193,10 @@ class StreamPool:
         for connection, until_s in self._closing.items():
             if now_s >= until_s:
                 connection.abort()
+
+    def _abort(self, connection: Connection, now_s: float) -> None:
+        connection.abort()
+        self._closing[connection] = now_s
 
     def _supervise_slot(self, slot: _Slot) -> None:
         now_s = self._clock.steady_s()
@@ -204,7 +213,12 @@ class StreamPool:
             self._open(slot)
 
     def _may_attempt(self, now_s: float) -> bool:
-        return len(self._closing) < _MAX_HANGING and self._allowance.take(now_s)
+        """Tell whether an attempt is allowed now, and book it if it is."""
+        is_booked_up = self._booked_until_s > now_s + (_BURST - 1) * _ATTEMPT_EVERY_S
+        if is_booked_up or now_s < self._paused_until_s or len(self._closing) >= _MAX_HANGING:
+            return False
+        self._booked_until_s = max(self._booked_until_s, now_s) + _ATTEMPT_EVERY_S
+        return True
 
     def _reset_once_proven(self, slot: _Slot, live: Connection, now_s: float) -> None:
         """Forget the failures before a connection that has brought data for long enough."""
@@ -221,12 +235,10 @@ class StreamPool:
             return connection.ending
         silence_s, age_s = self._settings.silence_seconds, connection.age_s(now_s)
         without_s = age_s if is_live else max(age_s, connection.connecting_s(now_s))
-        is_name_overdue = connection.is_name_overdue(now_s)
-        if min(without_s, now_s - self._resumed_s) <= silence_s and not is_name_overdue:
+        if min(without_s, now_s - self._resumed_s) <= silence_s:
             return None
-        connection.abort()
-        self._closing[connection] = now_s
-        if is_name_overdue:
+        self._abort(connection, now_s)
+        if connection.lookup is not None and connection.lookup.ended_s is None and connection.opened_s is None:
             return faults.NO_NAME_IN_TIME
         if connection.opened_s is None:
             return Cause(Kind.TIMEOUT, f"no handshake within {silence_s:g} s")
@@ -244,25 +256,25 @@ class StreamPool:
         if slot.live is None:
             return now_s >= self._retry_at_s(slot)
         # One replacement at a time.
-        return now_s >= slot.replace_at_s and not any(other.live and other.attempt for other in self._slots)
+        return now_s >= slot.next_attempt_s and not any(other.live and other.attempt for other in self._slots)
 
     def _open(self, slot: _Slot) -> None:
-        if slot.live is None:
-            self.attempts += slot.failed_at_s > -math.inf
-        elif slot.failures == 0:
-            slot.url_index = 0  # a planned replacement risks nothing: time to see whether the first address is back
-        url = self._choose_url(slot)
+        self.attempts += slot.live is None and slot.failed_at_s > -math.inf
+        url, name = self._choose_url(slot), f"stream-{slot.number}"
         slot.attempt = self._open_connection(self.context, slot.number, url, self.feed.take, self.wake)
-        self._spawn(f"stream-{slot.number}", slot.attempt.run)
+        if not self._spawn(name, slot.attempt.run, is_needed=False):
+            slot.attempt.ending = faults.NO_THREAD
 
     def _choose_url(self, slot: _Slot) -> str:
-        """Choose the slot's address. Only one slot at a time may leave the address that data last came from.
+        """Choose the address of an attempt. Only one attempt at a time leaves the address that data last came from.
 
         Another address may open and stay silent. Not all slots should wait there when the exchange is back.
         """
-        url = self._settings.binance_ws_urls[slot.url_index]
-        elsewhere = any(c.first_data_s is None and c.url != self._proven_url for c in self._connections())
-        return self._proven_url if self._proven_url is not None and elsewhere else url
+        urls = self._settings.binance_ws_urls
+        if any(c.first_data_s is None and c.url != self._proven_url for c in self._connections()):
+            return self._proven_url
+        # A planned replacement risks nothing. It is the time to see whether the first address is back.
+        return urls[0] if slot.live is not None and slot.failures == 0 else urls[self._url_index]
 
     def _mark_live(self, slot: _Slot, connection: Connection, now_s: float) -> None:
         """Let an attempt that has brought current mark prices become the slot's live connection."""
@@ -271,30 +283,18 @@ class StreamPool:
             self._retire(slot, replaced, now_s)
         self.last_connected_wall_s = round(self._clock.wall_s(), 3)
         self._proven_url, self._last_lag_s = connection.url, None
-        slot.replace_at_s = self._replacement_time_s(slot, now_s)
+        self._url_index = self._settings.binance_ws_urls.index(connection.url)
+        # The replacements are spread over the day, so that the connections do not reach their greatest age together.
+        slot.next_attempt_s = now_s + self._scattered(self._settings.connection_max_age_seconds)
         live = len(self.live())
-        if live == 1:
-            self._follow(connection.url, now_s)
+        for other in self._slots:
+            if other.live is None:  # The exchange answers again: no long wait from the outage is kept.
+                other.next_attempt_s = min(other.next_attempt_s, now_s + self._scattered(_RETURN_WAIT_S))
         level = logging.DEBUG if slot.losses > _MAX_LOSSES_LOGGED else logging.INFO
-        after_s, replace_in_s = now_s - connection.started_s, round(slot.replace_at_s - now_s)
+        after_s, replace_in_s = now_s - connection.started_s, round(slot.next_attempt_s - now_s)
         facts: dict[str, Any] = {"conn": slot.number, "url": connection.url, "after_s": after_s, "live": live}
         _log.log(level, "connected", **facts, replace_in_s=replace_in_s)
         self.context.throttle.resolve("connect failed", "lagging", log_as="stream recovered", live=live)
-
-    def _follow(self, url: str, now_s: float) -> None:
-        """After an outage, let all other slots try the address that has just proved to work, and soon.
-
-        An attempt of theirs at another address that has not opened by now is given up.
-        """
-        for slot in self._slots:
-            if slot.live is not None:
-                continue
-            slot.url_index = self._settings.binance_ws_urls.index(url)
-            slot.retry_at_s = min(slot.retry_at_s, now_s + self._backoff.scattered(_RETURN_WAIT_S))
-            if slot.attempt is not None and slot.attempt.url != url:
-                slot.attempt.abort()
-                self._closing[slot.attempt] = now_s
-                slot.attempt = None
 
     def _retire(self, slot: _Slot, replaced: Connection, now_s: float) -> None:
         replaced.close()
@@ -313,17 +313,16 @@ class StreamPool:
         self.last_error = str(cause)
         # The time it lived counts: what matters to the exchange is how often it is asked.
         lived_s = now_s - connection.started_s
-        backoff_s = self._backoff.wait_s(slot.failures, is_unreachable=cause.is_unreachable)
-        slot.retry_at_s = now_s + max(backoff_s - lived_s, self._backoff.min_wait_s())
+        backoff_s = self._backoff_s(slot.failures, is_unreachable=cause.is_unreachable)
+        wait_s = self._scattered(max(backoff_s - lived_s, self._settings.reconnect_min_seconds))
+        slot.failed_at_s, slot.next_attempt_s = now_s, now_s + wait_s
         slot.failures += not cause.is_unreachable
-        slot.failed_at_s = now_s
-        if cause.wait_s:
-            self._allowance.pause(now_s + cause.wait_s)
+        if cause.wait_s:  # Of several pauses the longest holds.
+            self._paused_until_s = max(self._paused_until_s, now_s + cause.wait_s)
         urls = self._settings.binance_ws_urls
-        if connection.first_data_s is None and connection.url == urls[slot.url_index]:
-            slot.url_index = next_url_index(urls, slot.url_index, is_unreachable=cause.is_unreachable)
-        wait_s = max(self._retry_at_s(slot), self._allowance.paused_until_s) - now_s
-        slot.replace_at_s = now_s + wait_s  # for an attempt that was to replace a connection that is still live
+        if connection.first_data_s is None and connection.url == urls[self._url_index]:
+            self._url_index = (self._url_index + 1) % len(urls)
+        wait_s = max(self._retry_at_s(slot), self._paused_until_s) - now_s
         facts: dict[str, Any] = {"conn": slot.number, "retry_in_s": wait_s, "live": len(self.live())}
         if was_live:
             self._count_loss(slot, cause, age_s=lived_s, **facts, url=connection.url)
@@ -347,17 +346,19 @@ class StreamPool:
             _log.warning(loss, cause=str(cause), **facts)
 
     def _retry_at_s(self, slot: _Slot) -> float:
-        """Return when the slot tries again, apart from a pause that Binance asked for."""
+        """Return when a slot without a live connection tries again, apart from a pause that Binance asked for."""
         now_s = self._clock.steady_s()
         is_any_current = any(connection.age_s(now_s) <= self.context.current_s for connection in self.live())
-        return slot.retry_at_s if is_any_current else min(slot.retry_at_s, slot.failed_at_s + _NONE_CURRENT_WAIT_S)
+        return (
+            slot.next_attempt_s if is_any_current else min(slot.next_attempt_s, slot.failed_at_s + _NONE_CURRENT_WAIT_S)
+        )
 
-    def _replacement_time_s(self, slot: _Slot, now_s: float) -> float:
-        """Choose the latest time within the maximum age that is far enough from the other slots' replacements."""
-        age_s = self._settings.connection_max_age_seconds
-        apart_s = age_s / (2 * len(self._slots))
-        others = [other.replace_at_s for other in self._slots if other is not slot and other.live]
-        time_s = now_s + age_s
-        while any(abs(time_s - other) < apart_s for other in others):
-            time_s -= apart_s
-        return time_s
+    def _backoff_s(self, failures: int, *, is_unreachable: bool) -> float:
+        """Return the longest wait after so many failures before this one: twice as long each time."""
+        min_s = self._settings.reconnect_min_seconds
+        wait_s = max(min_s, _UNREACHABLE_WAIT_S) if is_unreachable else min_s * 2.0 ** min(failures, 30)
+        return min(wait_s, self._settings.reconnect_max_seconds)
+
+    def _scattered(self, longest_s: float) -> float:
+        """Return a time between half of the longest and all of it, so that not all hosts return at the same moment."""
+        return self._uniform(longest_s / 2, longest_s)
