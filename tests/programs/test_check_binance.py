@@ -106,7 +106,7 @@ def test_a_connection_that_is_closed_fails_at_the_mark_prices(exchange: Exchange
         exchange.wait_for_live()
         exchange.close(1008, "not\nyou")
         report = check.report()
-    assert "closed by the exchange with code 1008 (not?you)" in report.failure
+    assert "closed by the exchange with code 1008 (not\\nyou)" in report.failure
 
 
 def test_a_stream_that_lags_fails(exchange: Exchange, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def exchange() -> Iterator[Exchange]:
 @pytest.fixture
 def client(exchange: Exchange) -> Iterator[RestClient]:
     """A client with a short timeout."""
-    client = RestClient(exchange.rest_url, 0.5, Clock())
+    client = RestClient(exchange.rest_url, 1.0, Clock())
     yield client
     client.close()
     exchange.rest_ok()

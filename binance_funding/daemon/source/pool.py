@@ -11,6 +11,7 @@ Facts of the exchange, as of November 2026:
 [3] https://developers.binance.com/docs/binance-spot-api-docs/web-socket-streams
 """
 
+import itertools
 import logging
 import math
 import random
@@ -36,36 +37,18 @@ _ATTEMPT_EVERY_S, _BURST = 1.25, 8
 _UNREACHABLE_WAIT_S = 1.0
 # The longest wait while no connection brings anything current. With handshake and first message that makes 12 s.
 _NONE_CURRENT_WAIT_S = 8.0
-# After the exchange's return, all connections try again within this time.
+# When one connection is live again, the others try again within this time.
 _RETURN_WAIT_S = 2.0
 # How often the connections are looked at. The first data and the end of a connection are noticed at once.
 _STEP_S = 0.25
 # After a pause of the process (SIGSTOP, suspend, a starved host), messages may wait unread. Silence is counted anew.
 _HELD_UP_S = 5.0
-# This many losses in a row are logged one by one, more of them at growing intervals.
+# This many losses per connection are logged one by one, more of them at growing intervals.
 _MAX_LOSSES_LOGGED = 2
-# A connection that was told to end may take this long for its close frame. Then it is aborted until it ends.
+# A replaced connection may take this long for its close frame. Then it is aborted.
 _CLOSE_WITHIN_S = 1.0
 # No more attempts are made while so many earlier ones hang, such as in a name lookup, where nothing can abort them.
 _MAX_HANGING = 8
-
-
-class _Slot:
-    """One of the connections to be kept. Owned by the supervising thread."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.live: Connection | None = None
-        """The connection that has brought current mark prices."""
-        self.attempt: Connection | None = None
-        """A connection that has not brought any yet: to become the live one, or to replace it."""
-        self.failures = 0
-        """Attempts and connections that ended since the last proven connection. They make the wait longer."""
-        self.losses = 0
-        """Live connections lost since the last proven one. They make the log quieter."""
-        self.failed_at_s = -math.inf
-        self.next_attempt_s = -math.inf
-        """When to open the next connection: to replace the live one, or to have one again."""
 
 
 class StreamPool:
@@ -85,6 +68,7 @@ class StreamPool:
         self.context = context
         self.feed = feed
         self.attempts = 0
+        """Attempts after a failure or a loss."""
         self.lost = 0
         self.replaced = 0
         self.last_connected_wall_s: float | None = None
@@ -94,15 +78,27 @@ class StreamPool:
         self._clock = context.clock
         self._settings = context.settings
         self._spawn = spawn
+        self._uniform = uniform
         self._open_connection = open_connection
         self._proven_after_s = proven_after_s
         self._wake = threading.Event()
-        self._slots = [_Slot(number) for number in range(1, context.settings.stream_connections + 1)]
+        self._attempts: tuple[Connection, ...] = ()
+        """Connections that have not brought current mark prices yet."""
+        self._live: tuple[Connection, ...] = ()
+        """Connections that have, oldest first. Both tuples are replaced as a whole: other threads read them."""
         self._closing: dict[Connection, float] = {}
-        """Connections that were told to end, and until when each may take for that."""
-        self._uniform = uniform
+        """Connections that were told to end, and when each is aborted."""
+        self._failures = 0
+        """Attempts and connections that ended since the last proven connection. They make the wait longer."""
+        self._losses = 0
+        """Live connections lost since the last proven one. They make the log quieter."""
+        self._failed_at_s = -math.inf
+        self._retry_at_s = -math.inf
+        """When to open a connection that is missing or that is to replace another."""
+        self._replace_at_s = math.inf
+        """When to replace the oldest connection."""
         self._booked_until_s = -math.inf
-        """Each attempt books _ATTEMPT_EVERY_S of time, a burst books ahead."""
+        """Each attempt books _ATTEMPT_EVERY_S of time. A burst books ahead."""
         self._paused_until_s = -math.inf
         """Until when Binance asked not to be called."""
         self._resumed_s = -math.inf
@@ -123,7 +119,7 @@ class StreamPool:
         while not stop.is_set():
             self._wake.clear()
             self._wake.wait(self.step())
-        for connection in self._connections():
+        for connection in (*self._live, *self._attempts):
             connection.close()
 
     def step(self) -> float:
@@ -131,10 +127,17 @@ class StreamPool:
         now_s = self._clock.steady_s()
         if now_s - self.progress_s > _HELD_UP_S:
             self._resumed_s = now_s
-        for slot in self._slots:
-            self._supervise_slot(slot)
-        self._reap_closing()
-        self.progress_s = self._clock.steady_s()
+        self.progress_s = now_s
+        for connection in (*self._live, *self._attempts):
+            cause = self._ending(connection, now_s)
+            if cause is not None:
+                self._end(connection, cause, now_s)
+            elif connection in self._attempts and self._is_current(connection):
+                self._mark_live(connection, now_s)
+        self._reset_once_proven(now_s)
+        self._reap_closing(now_s)
+        while self._is_attempt_due(now_s) and self._may_attempt(now_s):
+            self._open()
         return _STEP_S
 
     def wake(self) -> None:
@@ -143,26 +146,27 @@ class StreamPool:
 
     def abort(self) -> None:
         """Abort every connection that has not ended by itself."""
-        for connection in [*self._connections(), *self._closing]:
+        for connection in (*self._live, *self._attempts, *self._closing):
             connection.abort()
 
     def live(self) -> list[Connection]:
         """Return the connections that bring current mark prices now."""
         now_s, silence_s = self._clock.steady_s(), self._settings.silence_seconds
-        candidates = [slot.live for slot in self._slots if slot.live is not None]
-        return [one for one in candidates if one.ending is None and one.age_s(now_s) <= silence_s]
+        return [one for one in self._live if one.ending is None and one.age_s(now_s) <= silence_s]
 
     def trouble(self) -> str | None:
         """Return what keeps connections from being live now, None if all are."""
-        return self.last_error if len(self.live()) < len(self._slots) else None
+        return self.last_error if len(self.live()) < self._settings.stream_connections else None
 
     def lag_s(self) -> float | None:
         """Return how far the best connection is behind Binance's clock; None if that is not known.
 
         Without a connection, it is the lag of the last one that was dropped for its lag.
         """
-        lags_s = [lag_s for connection in self._connections() if (lag_s := connection.lag_s()) is not None]
-        return min(lags_s, default=self._last_lag_s) if self.context.exchange_clock.offset_s is not None else None
+        if self.context.exchange_clock.offset_s is None:
+            return None
+        lags_s = [lag_s for one in (*self._live, *self._attempts) if (lag_s := one.lag_s()) is not None]
+        return min(lags_s, default=self._last_lag_s)
 
     def status(self) -> dict[str, Any]:
         """Return the stream's part of `connection_status`, ready for the state file."""
@@ -170,7 +174,7 @@ class StreamPool:
         return {
             "connected": bool(live),
             "connections": len(live),
-            "connections_wanted": len(self._slots),
+            "connections_wanted": self._settings.stream_connections,
             "url": live[0].url if live else None,
             "last_connected_time": self.last_connected_wall_s,
             "last_message_time": self.feed.last_message_wall_s,
@@ -183,66 +187,20 @@ class StreamPool:
             "paused_until": now.wall_at(self._paused_until_s) if self._paused_until_s > now.steady_s else None,
         }
 
-    def _connections(self) -> list[Connection]:
-        return [c for slot in self._slots for c in (slot.live, slot.attempt) if c is not None]
-
-    def _reap_closing(self) -> None:
-        """Abort connections that have not ended in time after they were told to."""
-        now_s = self._clock.steady_s()
-        self._closing = {one: until_s for one, until_s in self._closing.items() if one.ending is None}
-        for connection, until_s in self._closing.items():
-            if now_s >= until_s:
-                connection.abort()
-
-    def _abort(self, connection: Connection, now_s: float) -> None:
-        connection.abort()
-        self._closing[connection] = now_s
-
-    def _supervise_slot(self, slot: _Slot) -> None:
-        now_s = self._clock.steady_s()
-        for connection in filter(None, (slot.live, slot.attempt)):
-            cause = self._ending(connection, now_s, is_live=connection is slot.live)
-            if cause is not None:
-                self._end(slot, connection, cause, now_s)
-        if slot.live is not None:
-            self._reset_once_proven(slot, slot.live, now_s)
-        if slot.attempt is not None:
-            if self._is_current(slot.attempt):
-                self._mark_live(slot, slot.attempt, now_s)
-        elif self._is_attempt_due(slot, now_s) and self._may_attempt(now_s):
-            self._open(slot)
-
-    def _may_attempt(self, now_s: float) -> bool:
-        """Tell whether an attempt is allowed now, and book it if it is."""
-        is_booked_up = self._booked_until_s > now_s + (_BURST - 1) * _ATTEMPT_EVERY_S
-        if is_booked_up or now_s < self._paused_until_s or len(self._closing) >= _MAX_HANGING:
-            return False
-        self._booked_until_s = max(self._booked_until_s, now_s) + _ATTEMPT_EVERY_S
-        return True
-
-    def _reset_once_proven(self, slot: _Slot, live: Connection, now_s: float) -> None:
-        """Forget the failures before a connection that has brought data for long enough."""
-        if live.first_data_s is None or not slot.failed_at_s < live.first_data_s <= now_s - self._proven_after_s:
-            return
-        slot.failures = slot.losses = 0
-        if all(other.losses <= _MAX_LOSSES_LOGGED for other in self._slots):
-            again = (f"{event} again" for event in ("lost", "silent", "lagging"))
-            self.context.throttle.resolve(*again, log_as="stream steady", live=len(self.live()))
-
-    def _ending(self, connection: Connection, now_s: float, *, is_live: bool) -> Cause | None:
+    def _ending(self, connection: Connection, now_s: float) -> Cause | None:
         """Return why the connection is over, None while it lives. Abort it if it brings nothing current."""
         if connection.ending is not None:
             return connection.ending
         silence_s, age_s = self._settings.silence_seconds, connection.age_s(now_s)
-        without_s = age_s if is_live else max(age_s, connection.connecting_s(now_s))
+        without_s = age_s if connection in self._live else max(age_s, connection.connecting_s(now_s))
         if min(without_s, now_s - self._resumed_s) <= silence_s:
             return None
-        self._abort(connection, now_s)
-        if connection.lookup is not None and connection.lookup.ended_s is None and connection.opened_s is None:
-            return faults.NO_NAME_IN_TIME
+        self._closing[connection] = now_s
         if connection.opened_s is None:
-            return Cause(Kind.TIMEOUT, f"no handshake within {silence_s:g} s")
-        if not self._is_current(connection) and connection.first_data_s is not None:
+            lookup = connection.lookup
+            is_named = lookup is None or lookup.ended_s is not None
+            return Cause(Kind.TIMEOUT, f"no handshake within {silence_s:g} s") if is_named else faults.NO_NAME_IN_TIME
+        if connection.first_data_s is not None and not self._is_current(connection):
             self._last_lag_s = age_s
             return Cause(Kind.LAGGING, f"mark prices are {age_s:.0f} s behind Binance's clock")
         return Cause(Kind.SILENT, f"no new mark prices for {silence_s:g} s")
@@ -252,111 +210,141 @@ class StreamPool:
         lag_s = connection.lag_s()
         return lag_s is not None and lag_s <= self.context.current_s
 
-    def _is_attempt_due(self, slot: _Slot, now_s: float) -> bool:
-        if slot.live is None:
-            return now_s >= self._retry_at_s(slot)
-        # One replacement at a time.
-        return now_s >= slot.next_attempt_s and not any(other.live and other.attempt for other in self._slots)
+    def _reap_closing(self, now_s: float) -> None:
+        """Abort connections that have not ended in time after they were told to."""
+        self._closing = {one: until_s for one, until_s in self._closing.items() if one.ending is None}
+        for connection, until_s in self._closing.items():
+            if now_s >= until_s:
+                connection.abort()
 
-    def _open(self, slot: _Slot) -> None:
-        self.attempts += slot.live is None and slot.failed_at_s > -math.inf
-        url, name = self._choose_url(slot), f"stream-{slot.number}"
-        slot.attempt = self._open_connection(self.context, slot.number, url, self.feed.take, self.wake)
-        if not self._spawn(name, slot.attempt.run, is_needed=False):
-            slot.attempt.ending = faults.NO_THREAD
+    def _reset_once_proven(self, now_s: float) -> None:
+        """Forget the failures before a connection that has brought data for long enough."""
+        firsts_s = [one.first_data_s for one in self._live if one.first_data_s is not None]
+        if self._failures and any(self._failed_at_s < first_s <= now_s - self._proven_after_s for first_s in firsts_s):
+            self._failures = self._losses = 0
+            again = (f"{event} again" for event in ("lost", "silent", "lagging"))
+            self.context.throttle.resolve(*again, log_as="stream steady", live=len(self.live()))
 
-    def _choose_url(self, slot: _Slot) -> str:
+    def _is_attempt_due(self, now_s: float) -> bool:
+        """Tell whether to open a connection: one that is missing, or one that is to replace the oldest."""
+        wanted, retry_at_s = self._settings.stream_connections, self._retry_at_s
+        if len(self._live) >= wanted:
+            return now_s >= max(self._replace_at_s, retry_at_s) and not self._attempts
+        return now_s >= self._next_attempt_s() and len(self._live) + len(self._attempts) < wanted
+
+    def _next_attempt_s(self) -> float:
+        """Return when a missing connection is opened, apart from a pause that Binance asked for."""
+        now_s = self._clock.steady_s()
+        is_any_current = any(connection.age_s(now_s) <= self.context.current_s for connection in self.live())
+        longest_s = math.inf if is_any_current else self._failed_at_s + _NONE_CURRENT_WAIT_S
+        return min(self._retry_at_s, longest_s)
+
+    def _may_attempt(self, now_s: float) -> bool:
+        """Tell whether an attempt is allowed now, and book it if it is."""
+        is_booked_up = self._booked_until_s > now_s + (_BURST - 1) * _ATTEMPT_EVERY_S
+        if is_booked_up or now_s < self._paused_until_s or len(self._closing) >= _MAX_HANGING:
+            return False
+        self._booked_until_s = max(self._booked_until_s, now_s) + _ATTEMPT_EVERY_S
+        return True
+
+    def _open(self) -> None:
+        is_replacement = len(self._live) >= self._settings.stream_connections
+        self.attempts += not is_replacement and self._failed_at_s > -math.inf
+        taken = [one.number for one in (*self._live, *self._attempts)]
+        number = next(number for number in itertools.count(1) if number not in taken)
+        url = self._choose_url(is_replacement=is_replacement)
+        connection = self._open_connection(self.context, number, url, self.feed.take, self.wake)
+        self._attempts = (*self._attempts, connection)
+        if not self._spawn(f"stream-{number}", connection.run, is_needed=False):
+            connection.ending = faults.NO_THREAD
+
+    def _choose_url(self, *, is_replacement: bool) -> str:
         """Choose the address of an attempt. Only one attempt at a time leaves the address that data last came from.
 
-        Another address may open and stay silent. Not all slots should wait there when the exchange is back.
+        Another address may open and stay silent. Not all attempts should wait there when the exchange is back.
         """
         urls = self._settings.binance_ws_urls
-        if any(c.first_data_s is None and c.url != self._proven_url for c in self._connections()):
+        if any(one.first_data_s is None and one.url != self._proven_url for one in self._attempts):
             return self._proven_url
         # A planned replacement risks nothing. It is the time to see whether the first address is back.
-        return urls[0] if slot.live is not None and slot.failures == 0 else urls[self._url_index]
+        return urls[0] if is_replacement and self._failures == 0 else urls[self._url_index]
 
-    def _mark_live(self, slot: _Slot, connection: Connection, now_s: float) -> None:
-        """Let an attempt that has brought current mark prices become the slot's live connection."""
-        replaced, slot.live, slot.attempt = slot.live, connection, None
-        if replaced is not None:
-            self._retire(slot, replaced, now_s)
-        self.last_connected_wall_s = round(self._clock.wall_s(), 3)
-        self._proven_url, self._last_lag_s = connection.url, None
+    def _mark_live(self, connection: Connection, now_s: float) -> None:
+        """Count an attempt that has brought current mark prices as live. It may replace the oldest connection."""
+        # An attempt at another address would wait there, for silence and then for its backoff.
+        elsewhere = [one for one in self._attempts if one.url != connection.url]
+        self._closing |= dict.fromkeys(elsewhere, now_s)
+        self._attempts = tuple(one for one in self._attempts if one is not connection and one not in elsewhere)
+        self._live = (*self._live, connection)
+        if len(self._live) > self._settings.stream_connections:
+            self._retire_oldest(now_s)
+        # Of n connections, the oldest is replaced n times within the greatest age. This spreads them over the day.
+        age_s = self._settings.connection_max_age_seconds
+        self._replace_at_s = min(now_s + age_s / len(self._live), self._live[0].started_s + age_s)
+        self._retry_at_s = min(self._retry_at_s, now_s + self._scattered(_RETURN_WAIT_S))
         self._url_index = self._settings.binance_ws_urls.index(connection.url)
-        # The replacements are spread over the day, so that the connections do not reach their greatest age together.
-        slot.next_attempt_s = now_s + self._scattered(self._settings.connection_max_age_seconds)
-        live = len(self.live())
-        for other in self._slots:
-            if other.live is None:  # The exchange answers again: no long wait from the outage is kept.
-                other.next_attempt_s = min(other.next_attempt_s, now_s + self._scattered(_RETURN_WAIT_S))
-        level = logging.DEBUG if slot.losses > _MAX_LOSSES_LOGGED else logging.INFO
-        after_s, replace_in_s = now_s - connection.started_s, round(slot.next_attempt_s - now_s)
-        facts: dict[str, Any] = {"conn": slot.number, "url": connection.url, "after_s": after_s, "live": live}
-        _log.log(level, "connected", **facts, replace_in_s=replace_in_s)
+        self._proven_url, self._last_lag_s = connection.url, None
+        self.last_connected_wall_s = round(self._clock.wall_s(), 3)
+        level, live = logging.DEBUG if self._are_losses_throttled() else logging.INFO, len(self.live())
+        after_s = now_s - connection.started_s
+        _log.log(level, "connected", conn=connection.number, url=connection.url, after_s=after_s, live=live)
         self.context.throttle.resolve("connect failed", "lagging", log_as="stream recovered", live=live)
 
-    def _retire(self, slot: _Slot, replaced: Connection, now_s: float) -> None:
-        replaced.close()
-        self._closing[replaced] = now_s + _CLOSE_WITHIN_S
+    def _retire_oldest(self, now_s: float) -> None:
+        oldest, *others = self._live
+        self._live = tuple(others)
+        oldest.close()
+        self._closing[oldest] = now_s + _CLOSE_WITHIN_S
         self.replaced += 1
         self.context.last_day.count(self._clock.wall_s(), planned=1)
-        _log.info("rotated", conn=slot.number, age_s=now_s - replaced.started_s)
+        _log.info("rotated", conn=oldest.number, age_s=now_s - oldest.started_s)
 
-    def _end(self, slot: _Slot, connection: Connection, cause: Cause, now_s: float) -> None:
-        """Take a connection that is over from its slot; decide when and where to try next, count and log it."""
-        was_live = connection is slot.live
-        if was_live:
-            slot.live = None
-        else:
-            slot.attempt = None
+    def _end(self, connection: Connection, cause: Cause, now_s: float) -> None:
+        """Remove a connection that is over; decide when and where to try next, count and log it."""
+        was_live = connection in self._live
+        self._live = tuple(one for one in self._live if one is not connection)
+        self._attempts = tuple(one for one in self._attempts if one is not connection)
         self.last_error = str(cause)
         # The time it lived counts: what matters to the exchange is how often it is asked.
         lived_s = now_s - connection.started_s
-        backoff_s = self._backoff_s(slot.failures, is_unreachable=cause.is_unreachable)
-        wait_s = self._scattered(max(backoff_s - lived_s, self._settings.reconnect_min_seconds))
-        slot.failed_at_s, slot.next_attempt_s = now_s, now_s + wait_s
-        slot.failures += not cause.is_unreachable
+        wait_s = self._scattered(max(self._backoff_s(cause) - lived_s, self._settings.reconnect_min_seconds))
+        self._failed_at_s, self._retry_at_s = now_s, now_s + wait_s
+        self._failures += not cause.is_unreachable
         if cause.wait_s:  # Of several pauses the longest holds.
             self._paused_until_s = max(self._paused_until_s, now_s + cause.wait_s)
         urls = self._settings.binance_ws_urls
         if connection.first_data_s is None and connection.url == urls[self._url_index]:
             self._url_index = (self._url_index + 1) % len(urls)
-        wait_s = max(self._retry_at_s(slot), self._paused_until_s) - now_s
-        facts: dict[str, Any] = {"conn": slot.number, "retry_in_s": wait_s, "live": len(self.live())}
+        retry_in_s = max(self._next_attempt_s(), self._paused_until_s) - now_s
+        facts: dict[str, Any] = {"conn": connection.number, "retry_in_s": retry_in_s, "live": len(self.live())}
         if was_live:
-            self._count_loss(slot, cause, age_s=lived_s, **facts, url=connection.url)
+            self._count_loss(cause, age_s=lived_s, **facts, url=connection.url)
         else:
             event = "lagging" if cause.kind is Kind.LAGGING else "connect failed"
             next_ = "tried again, logged seldom"
             self.context.throttle.warn(event, str(cause), **facts, url=connection.url, next=next_)
 
-    def _count_loss(self, slot: _Slot, cause: Cause, **facts: Any) -> None:
+    def _count_loss(self, cause: Cause, **facts: Any) -> None:
         """Count and log an unplanned disconnection.
 
         Losses without a proven connection between them are one trouble, which is logged less and less often.
         """
         self.lost += 1
         self.context.last_day.count(self._clock.wall_s(), unplanned=1)
-        slot.losses += 1
-        loss = "silent" if cause.kind is Kind.SILENT else "lagging" if cause.kind is Kind.LAGGING else "lost"
-        if slot.losses > _MAX_LOSSES_LOGGED:
+        self._losses += 1
+        loss = cause.kind.value if cause.kind in (Kind.SILENT, Kind.LAGGING) else "lost"
+        if self._are_losses_throttled():
             self.context.throttle.warn(f"{loss} again", str(cause), **facts)
         else:
             _log.warning(loss, cause=str(cause), **facts)
 
-    def _retry_at_s(self, slot: _Slot) -> float:
-        """Return when a slot without a live connection tries again, apart from a pause that Binance asked for."""
-        now_s = self._clock.steady_s()
-        is_any_current = any(connection.age_s(now_s) <= self.context.current_s for connection in self.live())
-        return (
-            slot.next_attempt_s if is_any_current else min(slot.next_attempt_s, slot.failed_at_s + _NONE_CURRENT_WAIT_S)
-        )
+    def _are_losses_throttled(self) -> bool:
+        return self._losses > _MAX_LOSSES_LOGGED * self._settings.stream_connections
 
-    def _backoff_s(self, failures: int, *, is_unreachable: bool) -> float:
-        """Return the longest wait after so many failures before this one: twice as long each time."""
+    def _backoff_s(self, cause: Cause) -> float:
+        """Return the longest wait after a failure: twice as long for each failure before it."""
         min_s = self._settings.reconnect_min_seconds
-        wait_s = max(min_s, _UNREACHABLE_WAIT_S) if is_unreachable else min_s * 2.0 ** min(failures, 30)
+        wait_s = max(min_s, _UNREACHABLE_WAIT_S) if cause.is_unreachable else min_s * 2.0 ** min(self._failures, 30)
         return min(wait_s, self._settings.reconnect_max_seconds)
 
     def _scattered(self, longest_s: float) -> float:
