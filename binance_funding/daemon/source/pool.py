@@ -43,8 +43,8 @@ _RETURN_WAIT_S = 2.0
 _STEP_S = 0.25
 # After a pause of the process (SIGSTOP, suspend, a starved host), messages may wait unread. Silence is counted anew.
 _HELD_UP_S = 5.0
-# This many losses per connection are logged one by one, more of them at growing intervals.
-_MAX_LOSSES_LOGGED = 2
+# This many losses in a row and the connections after them are logged one by one, more of them at growing intervals.
+_MAX_LOSSES_LOGGED = 4
 # A replaced connection may take this long for its close frame. Then it is aborted.
 _CLOSE_WITHIN_S = 1.0
 # No more attempts are made while so many earlier ones hang, such as in a name lookup, where nothing can abort them.
@@ -222,8 +222,7 @@ class StreamPool:
         firsts_s = [one.first_data_s for one in self._live if one.first_data_s is not None]
         if self._failures and any(self._failed_at_s < first_s <= now_s - self._proven_after_s for first_s in firsts_s):
             self._failures = self._losses = 0
-            again = (f"{event} again" for event in ("lost", "silent", "lagging"))
-            self.context.throttle.resolve(*again, log_as="stream steady", live=len(self.live()))
+            self.context.throttle.resolve("lost", "silent", log_as="stream steady", live=len(self.live()))
 
     def _is_attempt_due(self, now_s: float) -> bool:
         """Tell whether to open a connection: one that is missing, or one that is to replace the oldest."""
@@ -285,7 +284,7 @@ class StreamPool:
         self._url_index = self._settings.binance_ws_urls.index(connection.url)
         self._proven_url, self._last_lag_s = connection.url, None
         self.last_connected_wall_s = round(self._clock.wall_s(), 3)
-        level, live = logging.DEBUG if self._are_losses_throttled() else logging.INFO, len(self.live())
+        level, live = logging.DEBUG if self._losses > _MAX_LOSSES_LOGGED else logging.INFO, len(self.live())
         after_s = now_s - connection.started_s
         _log.log(level, "connected", conn=connection.number, url=connection.url, after_s=after_s, live=live)
         self.context.throttle.resolve("connect failed", "lagging", log_as="stream recovered", live=live)
@@ -325,21 +324,12 @@ class StreamPool:
             self.context.throttle.warn(event, str(cause), **facts, url=connection.url, next=next_)
 
     def _count_loss(self, cause: Cause, **facts: Any) -> None:
-        """Count and log an unplanned disconnection.
-
-        Losses without a proven connection between them are one trouble, which is logged less and less often.
-        """
+        """Count and log an unplanned disconnection. Losses without a proven connection between them are one problem."""
         self.lost += 1
         self.context.last_day.count(self._clock.wall_s(), unplanned=1)
         self._losses += 1
         loss = cause.kind.value if cause.kind in (Kind.SILENT, Kind.LAGGING) else "lost"
-        if self._are_losses_throttled():
-            self.context.throttle.warn(f"{loss} again", str(cause), **facts)
-        else:
-            _log.warning(loss, cause=str(cause), **facts)
-
-    def _are_losses_throttled(self) -> bool:
-        return self._losses > _MAX_LOSSES_LOGGED * self._settings.stream_connections
+        self.context.throttle.warn(loss, str(cause), kind=str(min(self._losses, _MAX_LOSSES_LOGGED)), **facts)
 
     def _backoff_s(self, cause: Cause) -> float:
         """Return the longest wait after a failure: twice as long for each failure before it."""
