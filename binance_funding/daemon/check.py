@@ -7,6 +7,7 @@ have come, and a REST weight of 11 of the 2400 that an IP has in a minute.
 
 import errno
 import functools
+import itertools
 import os
 import signal
 import socket
@@ -75,6 +76,10 @@ class _Result(NamedTuple):
     """What to do if the step failed, "" if it succeeded."""
 
 
+def _result(step: str, text: str, *, is_failed: bool) -> _Result:
+    return _Result(step, text, _ADVICE[step] if is_failed else "")
+
+
 def check_host(settings: Settings) -> int:
     """Check this host and print the lines; return 0, or 1 if a step failed. Blocks for 20 s at most.
 
@@ -100,44 +105,38 @@ class _Endpoint:
         self.source: Connection | RestClient | None = None
         """The part of the daemon that tries the way, None until it begins."""
         self.successes: dict[str, str] = {}
-        """What is to be printed of its own steps that succeeded."""
+        """The texts of its own steps that succeeded."""
         text = f"no answer within {_LIMIT_S:.0f} s"
         if self.is_paused:
             text = f"not asked, since Binance asked for a pause; {pause_left_s:.0f} s of it are left"
         self.cause = Cause(Kind.SILENT, text)
         """Why the step after the successes fails."""
-        parts = urlsplit(url)
+        self._parts = parts = urlsplit(url)
         is_retired = parts.path == "/stream" or parts.path.startswith("/ws")
         self.successor = parts._replace(path=f"/market{parts.path}").geturl() if is_retired else ""
         """The address that replaced it, if it is a retired one. Source: Binance's change log of 2026-03-06."""
 
     def results(self) -> Iterator[_Result]:
         """Yield the results of all steps up to the first that failed or hangs."""
-        lookup, parts = self.source.lookup if self.source else None, urlsplit(self.url)
-        host = parts.hostname or ""
-        failed = self._failed_step()
+        lookup, failed, target = self.source.lookup if self.source else None, self._failed_step(), self._parts.netloc
+        host, variable = self._parts.hostname or "", ""
         if lookup is not None:
-            trusted = (
-                "has a certificate that is trusted" if parts.scheme in ("wss", "https") else "is not asked for TLS"
-            )
+            is_secure = self._parts.scheme in ("wss", "https")
             texts = {
                 "DNS": f"{lookup.host} is {', '.join(lookup.addresses)}",
                 "proxy": f"{lookup.variable or 'none'} is used for {host}",
-                "TCP": f"{parts.netloc} accepts connections",
-                "TLS": f"{parts.netloc} {trusted}",
-                **self.successes,
+                "TCP": f"{target} accepts connections",
+                "TLS": f"{target} {'has a certificate that is trusted' if is_secure else 'is not asked for TLS'}",
             }
-            for step, text in texts.items():
-                if step == failed:
-                    break
-                yield _Result(step, text)
+            texts |= self.successes
+            yield from (_Result(*text) for text in itertools.takewhile(lambda text: text[0] != failed, texts.items()))
+            host, variable = lookup.host, lookup.variable
         if failed:
-            subject = self.url if failed in self.own_steps else parts.netloc
+            subject = self.url if failed in self.own_steps else target
             text = self.cause.detail if self.cause.kind in _STEP_OF_KIND else str(self.cause)
             pause = f", and asks for a pause of {self.cause.wait_s:.0f} s" if self.cause.wait_s else ""
-            variable = lookup.variable if lookup and lookup.variable else "the proxy variable"
-            names = {"setting": self.setting, "host": lookup.host if lookup else host, "variable": variable}
-            yield _Result(failed, f"{subject}: {text}{pause}", _ADVICE[failed].format(**names))
+            advice = _ADVICE[failed].format(setting=self.setting, host=host, variable=variable or "the proxy variable")
+            yield _Result(failed, f"{subject}: {text}{pause}", advice)
 
     def _failed_step(self) -> str:
         """Name the step that failed or hangs, "" if all succeeded."""
@@ -157,7 +156,7 @@ class _HostCheck:
         self._threads = Threads()
         self._clock = self._context.clock
         self._exchange_clock = self._context.exchange_clock
-        self._port = _Result("HTTP port", "the name in API_HOST is not resolved", _ADVICE["HTTP port"])
+        self._port = _result("HTTP port", "the name in API_HOST is not resolved", is_failed=True)
 
     def run(self) -> int:
         """Take every step and print the lines in their order; return the exit status. Raises SettingsError."""
@@ -186,11 +185,11 @@ class _HostCheck:
 
     def _check_state_file(self) -> tuple[dict[str, Any], float, _Result]:
         """Return the file's `connection_status`, the present by the clock of its times, and the result."""
-        path, advice = os.path.realpath(self._settings.state_file), ""
+        path, is_failed = os.path.realpath(self._settings.state_file), False
         try:
-            state, fault = read(path), ""
+            state, since = read(path), ""
         except UnusableState as error:
-            state, fault = EMPTY, str(error)
+            state, since = EMPTY, str(error)
         age_s = written_age_s(state, self._clock.now(), self._clock.boot_id)
         try:
             if why := why_not(path):
@@ -202,28 +201,28 @@ class _HostCheck:
                     file.write(bytes(_ROOM_BYTES))
                 text = f"{path} can be written, and no daemon writes it now"
             elif is_heartbeat_late(age_s, self._settings.heartbeat_seconds):
-                since = fault or f"written {age_s:.0f} s ago"
+                since, is_failed = since or f"written {age_s:.0f} s ago", True
                 text = f"the daemon with pid {pid} holds {path}, but no longer writes it ({since})"
-                advice = _ADVICE["state file"]
         except OSError as error:
-            text, advice = f"{path} cannot be written: {_words(error)}", _ADVICE["state file"]
-        return state["connection_status"], state["updated_at"] + age_s, _Result("state file", text, advice)
+            text, is_failed = f"{path} cannot be written: {_words(error)}", True
+        result = _result("state file", text, is_failed=is_failed)
+        return state["connection_status"], state["updated_at"] + age_s, result
 
     def _lag(self, streams: list[_Endpoint]) -> Iterator[_Result]:
         sources = [endpoint.source for endpoint in streams if "mark prices" in endpoint.successes]
         lags_s = [source.lag_s() or 0.0 for source in sources if isinstance(source, Connection)]
         if lags_s and self._exchange_clock.offset_s is not None:
             text = f"mark prices are {min(lags_s):.1f} s old by Binance's clock when they come"
-            yield _Result("lag", text, _ADVICE["lag"] if min(lags_s) > self._context.current_s else "")
+            yield _result("lag", text, is_failed=min(lags_s) > self._context.current_s)
 
     def _wall_clock(self, rest: _Endpoint) -> Iterator[_Result]:
         offset_s = self._exchange_clock.wall_offset_s()
         if offset_s is not None:
             text = f"this host's clock is {abs(offset_s):.2f} s {'behind' if offset_s > 0 else 'ahead of'} Binance's"
-            yield _Result("clock", text, _ADVICE["clock"] if abs(offset_s) > LARGEST_WALL_OFFSET_S else "")
+            yield _result("clock", text, is_failed=abs(offset_s) > LARGEST_WALL_OFFSET_S)
         elif rest.successes:
             text = "the time that Binance names came too late, or agrees with nothing else"
-            yield _Result("clock", text, _ADVICE["clock"])
+            yield _result("clock", text, is_failed=True)
 
     def _try_stream(self, endpoint: _Endpoint) -> None:
         book, changed, silence_s = Book(self._context), threading.Event(), self._context.current_s
@@ -271,29 +270,26 @@ class _HostCheck:
     def _try_port(self) -> None:
         host, port = self._settings.api_host, self._settings.api_port
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        text, is_failed = "is free", False
         try:
             family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             with socket.socket(family, socket.SOCK_STREAM) as sock:
                 # A socket that is bound without listening does not prevent the server from starting at this moment.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind(place)
-            self._port = _Result("HTTP port", f"{address} is free")
         except OSError as error:
-            if error.errno == errno.EADDRINUSE and _is_our_server(address):
-                self._port = _Result("HTTP port", f"{address} is answered by our own server already")
-            else:
-                self._port = _Result("HTTP port", f"{address} cannot be used: {_words(error)}", _ADVICE["HTTP port"])
+            is_failed = error.errno != errno.EADDRINUSE or not _is_our_server(address)
+            text = f"cannot be used: {_words(error)}" if is_failed else "is answered by our own server already"
+        self._port = _result("HTTP port", f"{address} {text}", is_failed=is_failed)
 
 
 def _of_streams(streams: list[_Endpoint]) -> Iterator[_Result]:
     """Yield the results of all addresses. Beside an address that brings mark prices, a retired one is no fault."""
     has_prices = any("mark prices" in endpoint.successes for endpoint in streams)
     for endpoint in streams:
-        for result in endpoint.results():
-            if result.advice and has_prices and endpoint.successor:
-                yield _Result(result.step, f"{result.text}; another one does")
-            else:
-                yield result
+        for step, text, advice in endpoint.results():
+            is_excused = advice and has_prices and endpoint.successor
+            yield _Result(step, f"{text}; another one does") if is_excused else _Result(step, text, advice)
 
 
 def _print(results: list[_Result]) -> None:
