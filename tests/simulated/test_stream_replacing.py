@@ -37,23 +37,6 @@ def test_losses_do_not_put_off_the_replacement_of_the_other_connection() -> None
     assert (world.lines.all[0].told_to_close_s or math.inf) - world.lines.all[0].started_s < AGE_S + 10
 
 
-def test_a_host_without_threads_tries_again(caplog: pytest.LogCaptureFixture) -> None:
-    """The daemon goes on with REST, and connects when threads can be started again."""
-    world, refusing = World(), [True]
-    start = world.pool._spawn
-
-    def spawn(name: str, run: Callable[[], None], **options: bool) -> bool:
-        return not refusing and start(name, run, **options)
-
-    world.pool._spawn = spawn
-    world.advance(30)
-    assert world.pool.last_error == "no thread can be started"
-    assert "connect failed" in caplog.text
-    refusing.clear()
-    world.advance(10)
-    assert len(world.pool.live()) == 2
-
-
 def test_one_successor_at_a_time() -> None:
     """While one successor is waited for, no other is opened: the exchange sees one connection more, not two."""
     world = World(CONNECTION_MAX_AGE_SECONDS=20)
