@@ -303,6 +303,13 @@ def test_a_new_connection_that_is_closed_without_an_answer_is_a_failure() -> Non
         assert peer.accepted == 1
 
 
+@pytest.mark.parametrize("cut", [b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\nDate: today\r\n"])
+def test_an_answer_that_is_cut_in_its_headers_is_a_failure(cut: bytes) -> None:
+    """The library takes it for a complete answer without a body."""
+    with Listener(answers(cut)) as peer:
+        assert cause_of(client_of(peer, timeout_s=10)).kind is Kind.LOST
+
+
 def test_an_answer_without_length_ends_with_its_connection() -> None:
     """Which is then not used again."""
     with Listener(answers(b"HTTP/1.1 200 OK\r\n\r\n[1]")) as peer:

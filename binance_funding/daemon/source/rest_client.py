@@ -154,6 +154,8 @@ class RestClient:
         self.used_weight = answer.headers.get("x-mbx-used-weight-1m", self.used_weight)
         if answer.status != requests.codes.ok:
             raise RestError(refusal(answer.status, answer.headers, answer.body, self.clock.wall_s()))
+        if not answer.body:
+            raise RestError(Cause(Kind.LOST, "the answer is empty, or was cut in its headers"))
         if len(answer.body) > self.max_answer_bytes:
             raise RestError(Cause(Kind.MALFORMED, f"answer of more than {self.max_answer_bytes >> 20} MiB"))
         return answer.body
