@@ -22,7 +22,7 @@ import requests
 
 from ..clock import Deadline
 from ..service import Threads
-from ..settings import Settings, sources
+from ..settings import Settings, sources, warnings
 from ..state_file import EMPTY, UnusableState, is_heartbeat_late, read, why_not, writer_pid, written_age_s
 from .context import Context
 from .market.book import Book
@@ -165,7 +165,7 @@ class _HostCheck:
         given = [f"{name}={text} ({place})" for name, (place, text) in sources().items()]
         at_defaults = "all others at their defaults" if given else "all at their defaults"
         status, file_now_s, state_file = self._check_state_file()
-        first = [_Result("settings", ", ".join([*given, at_defaults])), state_file]
+        first = [_Result("settings", ", ".join([*given, at_defaults, *warnings(settings)])), state_file]
         _print(first)
         stream_pause_s, rest_pause_s = pause_s(status, file_now_s), pause_s(status["rest"], file_now_s)
         urls = settings.binance_ws_urls
