@@ -35,11 +35,11 @@ def test_while_the_stream_is_well_a_snapshot_comes_every_minute() -> None:
     assert times_s[0] == pytest.approx(world.exchange.now_s - HOUR_S, abs=1)
     assert len(times_s) == 60
     assert intervals_s(times_s) == pytest.approx([60] * 59, abs=0.1)
-    quarters = world.context.last_day.to_json(world.exchange.time.wall_s)["history"]
+    quarters = world.last_day.to_json(world.exchange.time.wall_s)["history"]
     assert sum(quarter["runs"] for quarter in quarters) == world.poller.polls == 60
-    compared = world.context.comparison.state["totals"]["compared"]
+    compared = world.comparison.state["totals"]["compared"]
     assert sum(quarter["compared"] for quarter in quarters) == compared == 120
-    assert not world.poller.fallback_active
+    assert not world.stream_state.fallback_active
 
 
 def test_told_to_wait_nothing_is_asked() -> None:

@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from binance_funding.daemon.context import Context
 from binance_funding.daemon.record import STREAM, FundingRate
 from binance_funding.schema import REST, STATUS
 from binance_funding.server.content import Content
-from binance_funding.settings import Settings, load
-from tests.support.clock import BOOT_ID, STEADY_S, WALL_S, SimulatedClock
+from binance_funding.settings import Settings
+from tests.support.clock import BOOT_ID, STEADY_S, WALL_S
 
 EVENT_MS = 1_795_500_000_000
 NEXT_FUNDING_MS = 1_795_507_200_000
@@ -61,12 +60,6 @@ def rate(
     numbers = funding_rate, mark_price, index_price
     good = FundingRate(symbol, *numbers, NEXT_FUNDING_MS, EVENT_MS, STREAM, STEADY_S)
     return good._replace(**fields)
-
-
-def context(time: SimulatedClock, **settings: Any) -> Context:
-    """Return what the parts of a daemon share, on simulated clocks; the settings given replace the defaults."""
-    given = {name.upper(): str(value) for name, value in settings.items()}
-    return Context(load(given, env_file="/nonexistent"), time.clock)
 
 
 UNKNOWN: dict[str, Any] = {

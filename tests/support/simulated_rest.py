@@ -5,14 +5,9 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
-from binance_funding.daemon.context import Context
-from binance_funding.daemon.market.book import Book
-from binance_funding.daemon.market.feed import Feed
-from binance_funding.daemon.market.freshness import FreshnessWatch
 from binance_funding.daemon.source.faults import NO_ANSWER_IN_TIME, Cause, Kind
 from binance_funding.daemon.source.rest_client import RestClient, RestError
-from binance_funding.daemon.source.rest_poller import RestPoller
-from binance_funding.settings import load
+from tests.support.parts import Parts
 from tests.support.simulated_exchange import TICK_S, SimulatedExchange
 
 INDEX, TIME, INFO = "/fapi/v1/premiumIndex", "/fapi/v1/time", "/fapi/v1/fundingInfo"
@@ -93,27 +88,21 @@ def refused(status: int, wait_s: float = 0.0) -> Callable[[str], RestError]:
     return lambda _path: http_error(status, wait_s)
 
 
-class RestWorld:
+class RestWorld(Parts):
     """A poller with all that it needs; the stream is well until `stream_is_well` is taken away."""
 
     def __init__(self, **settings: Any) -> None:
         self.exchange = SimulatedExchange()
         self.binance = Binance(self.exchange)
-        given = {name: str(value) for name, value in settings.items()}
-        self.context = Context(load(given, env_file="/nonexistent"), self.exchange.time.clock)
-        self.book = Book(self.context)
-        self.freshness = FreshnessWatch(self.context, self.book, trouble=lambda: "")
-        self.feed = Feed(self.context, self.freshness)
+        super().__init__(self.exchange.time.clock, **settings)
         self.stream_is_well = True
         self.live = 2
         """Live connections while the stream is well."""
         self.live_while_unwell = 0
         self.oldest_s = 0.0
         """Greatest age that the oldest record ever had, by Binance's clock, since it was last set to 0."""
-        self.poller = RestPoller(
-            self.context,
+        self.poller = self.new_poller(
             cast("RestClient", self.binance),
-            self.feed,
             lambda: self.live if self.stream_is_well else self.live_while_unwell,
         )
         self._ticked_s = -math.inf

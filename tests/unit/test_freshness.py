@@ -37,7 +37,7 @@ def age_s(desk: Desk, time_s: float) -> float:
 
 def worst_s(desk: Desk) -> float:
     """Return the greatest age noted for the report."""
-    worst: float = max(quarter["worst"] for quarter in desk.context.last_day.to_json(desk.time.wall_s)["history"])
+    worst: float = max(quarter["worst"] for quarter in desk.last_day.to_json(desk.time.wall_s)["history"])
     return worst
 
 
@@ -136,7 +136,7 @@ def test_what_the_stream_never_brought_is_not_missed(desk: Desk) -> None:
 
 def test_half_the_market_that_stops_is_missed_and_made_good_by_rest(desk: Desk) -> None:
     """The stream's age grows, the missing half is counted, and REST keeps a gap away."""
-    desk.book.stream_is_live = True
+    desk.stream_state.keeps_rows = True
     desk.snapshot(*MARKET)
     tick(desk, *MARKET, seconds=30)
     assert desk.freshness.stream_age_s() <= TICK_S
@@ -150,7 +150,7 @@ def test_half_the_market_that_stops_is_missed_and_made_good_by_rest(desk: Desk) 
 
 def test_symbols_that_lag_an_hour_come_from_rest(desk: Desk) -> None:
     """While the others are current; their ages are true, and they are counted."""
-    desk.book.stream_is_live = True
+    desk.stream_state.keeps_rows = True
     desk.stream(*MARKET[20:])
     desk.stream(*MARKET[:20], lag_s=HOUR_S)
     assert age_s(desk, desk.freshness.observe().oldest_s) == HOUR_S

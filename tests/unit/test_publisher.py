@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from binance_funding.clock import Moment
-from binance_funding.daemon.market.book import Book
 from binance_funding.daemon.market.exchange_clock import ExchangeClock
 from binance_funding.daemon.output.publisher import Annotations, Publisher, Renderer
 from binance_funding.daemon.record import REST
 from binance_funding.state_file import StateFile, read
 from tests.support.clock import BOOT_ID, STEADY_S, WALL_S, SimulatedClock, learn_time
-from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, context, rate
+from tests.support.parts import Parts
+from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, rate
 from tests.support.waiting import PATIENCE_S, eventually
 
 NEVER_S = 3600.0
@@ -176,10 +176,19 @@ class Office:
     def __init__(self, directory: Path, heartbeat_s: float) -> None:
         self.path = directory / "state.json"
         self.time = SimulatedClock()
-        shared = context(self.time, heartbeat_seconds=heartbeat_s)
-        self.book = Book(shared)
+        parts = Parts(self.time.clock, heartbeat_seconds=heartbeat_s)
+        self.book = parts.book
         self.described = 0
-        self.publisher = Publisher(shared, StateFile(str(self.path)), self.book, lambda: PLAIN, self.describe)
+        self.publisher = Publisher(
+            parts.settings,
+            parts.clock,
+            parts.exchange_clock,
+            parts.throttle,
+            StateFile(str(self.path)),
+            self.book,
+            lambda: PLAIN,
+            self.describe,
+        )
         self.stop = threading.Event()
 
     def describe(self, now: Moment) -> dict[str, Any]:

@@ -6,26 +6,22 @@ from typing import Any
 
 import pytest
 
-from binance_funding.daemon.market.book import Book
-from binance_funding.daemon.market.feed import Feed
-from binance_funding.daemon.market.freshness import FreshnessWatch
 from binance_funding.daemon.output.restore import restore
 from binance_funding.daemon.record import FundingRate
 from binance_funding.daemon.source.connection import Connection
-from binance_funding.daemon.source.pool import StreamPool
 from binance_funding.daemon.source.refusals import LONGEST_BAN_S
 from binance_funding.daemon.source.rest_client import RestClient
-from binance_funding.daemon.source.rest_poller import RestPoller
 from binance_funding.state_file import EMPTY
 from tests.support.clock import STEADY_S, WALL_S, SimulatedClock, learn_time
-from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, context, put, record, state, status
+from tests.support.parts import Parts
+from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, put, record, state, status
 from tests.support.state_files import OLD_FILE
 
 OFFSET_S = WALL_S - STEADY_S
 DOWN_S = 5.0
 
 
-class StartingDaemon:
+class StartingDaemon(Parts):
     """The parts that take something over, on simulated clocks; nothing of them runs."""
 
     def __init__(self, path: Path, boot_id: str | None = None) -> None:
@@ -35,29 +31,36 @@ class StartingDaemon:
         self._build()
 
     def _build(self) -> None:
-        self.context = context(self.time)
-        self.book = Book(self.context)
-        self.freshness = FreshnessWatch(self.context, self.book, lambda: "stream: nothing came")
-        client = RestClient("http://127.0.0.1:9", 1.0, self.time.clock)
-        feed = Feed(self.context, self.freshness)
-        self.rest = RestPoller(self.context, client, feed, lambda: 0)
-        self.stream = StreamPool(self.context, feed, self._never_spawned, open_connection=self._never_opened)
+        super().__init__(self.time.clock)
+        self.trouble = "stream: nothing came"
+        self.rest = self.new_poller(RestClient("http://127.0.0.1:9", 1.0, self.time.clock), lambda: 0)
+        self.stream = self.new_pool(self._never_spawned, open_connection=self._never_opened)
 
     def restore(self) -> None:
         """Take over what the file holds."""
         self._build()
-        restore(str(self.path), self.context, self.book, self.freshness, self.rest, self.stream)
+        restore(
+            str(self.path),
+            self.settings,
+            self.clock,
+            book=self.book,
+            freshness=self.freshness,
+            last_day=self.last_day,
+            comparison=self.comparison,
+            rest=self.rest,
+            stream=self.stream,
+        )
 
     def ages_s(self) -> dict[str, float]:
         """Return the age of each record."""
         rates = self.book.rates()
-        times_s = self.context.exchange_clock.all_as_of_s(rates)
+        times_s = self.exchange_clock.all_as_of_s(rates)
         ages_s = [round(self.time.steady_s - time_s, 3) for time_s in times_s]
         return dict(zip([rate.symbol for rate in rates], ages_s, strict=True))
 
     def gaps(self) -> list[tuple[float, str]]:
         """Return seconds and cause of the gaps known."""
-        return [(gap["seconds"], gap["cause"]) for gap in self.context.last_day.to_json(self.time.wall_s)["gaps"]]
+        return [(gap["seconds"], gap["cause"]) for gap in self.last_day.to_json(self.time.wall_s)["gaps"]]
 
     def merge_new_row(self, symbol: str) -> None:
         """Let the stream bring a current row."""
@@ -121,10 +124,10 @@ def test_after_a_reboot_the_records_are_stale(tmp_path: Path, wall_error_s: floa
     daemon.time.set_wall_by(wall_error_s)
     put(daemon.path, state({"A": record()}, connection_status=status(paused_until=WALL_S + 35)))
     daemon.restore()
-    assert daemon.context.exchange_clock.offset_s is None
-    assert daemon.ages_s()["A"] >= daemon.context.settings.stale_seconds
-    assert daemon.freshness.observe().newest_s <= daemon.time.steady_s - daemon.context.settings.stale_seconds
-    learn_time(daemon.context.exchange_clock, WALL_S + 600 - 10, 10)
+    assert daemon.exchange_clock.offset_s is None
+    assert daemon.ages_s()["A"] >= daemon.settings.stale_seconds
+    assert daemon.freshness.observe().newest_s <= daemon.time.steady_s - daemon.settings.stale_seconds
+    learn_time(daemon.exchange_clock, WALL_S + 600 - 10, 10)
     assert daemon.ages_s()["A"] >= 600
 
 
@@ -149,7 +152,7 @@ def test_binances_time_is_not_taken_over(daemon: StartingDaemon) -> None:
     """A wrong one would outlive every restart; ages are those of the file until it is known."""
     put(daemon.path, state({"A": record(updatedAt=WALL_S - 7)}))
     daemon.restore()
-    assert daemon.context.exchange_clock.offset_s is None
+    assert daemon.exchange_clock.offset_s is None
     assert daemon.ages_s() == {"A": 7 + DOWN_S}
 
 
@@ -190,9 +193,9 @@ def test_gaps_the_day_and_the_comparison_go_on(daemon: StartingDaemon) -> None:
     put(daemon.path, content)
     daemon.restore()
     assert daemon.gaps() == [(12.0, "x")]
-    (known,) = daemon.context.last_day.to_json(daemon.time.wall_s)["history"]
+    (known,) = daemon.last_day.to_json(daemon.time.wall_s)["history"]
     assert known.items() >= {**quarter, "observed": 60 + DOWN_S, "worst": 5.0}.items()
-    assert daemon.context.comparison.state == content["comparison"]
+    assert daemon.comparison.state == content["comparison"]
 
 
 @pytest.mark.parametrize(("down_s", "gaps"), [(DOWN_S, []), (60.0, [(61.0, "not running")])])
@@ -252,7 +255,7 @@ def test_a_file_that_says_nothing_leaves_all_as_it_is(daemon: StartingDaemon) ->
     put(daemon.path, {**EMPTY, "updated_at": WALL_S})
     daemon.restore()
     assert (daemon.book.rates(), daemon.gaps(), daemon.rest.interval_hours) == ([], [], {})
-    assert daemon.context.exchange_clock.offset_s is None
+    assert daemon.exchange_clock.offset_s is None
 
 
 def test_the_file_of_the_release_before_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -276,6 +279,6 @@ def test_the_file_of_the_release_before_is_taken_over(tmp_path: Path, caplog: py
         assert daemon.time.steady_s - rate.received_s == pytest.approx(age_s, abs=0.001)
     intervals = {symbol: old["fundingIntervalHours"] for symbol, old in written["funding_state"].items()}
     assert daemon.rest.interval_hours == {symbol: hours for symbol, hours in intervals.items() if hours != 8}
-    assert daemon.context.comparison.state == written["comparison"]
-    (quarter,) = daemon.context.last_day.to_json(daemon.time.wall_s)["history"]
+    assert daemon.comparison.state == written["comparison"]
+    (quarter,) = daemon.last_day.to_json(daemon.time.wall_s)["history"]
     assert (quarter["runs"], quarter["compared"], quarter["worst"]) == (7, 84, 11.228)

@@ -7,17 +7,20 @@ import statistics
 import threading
 from collections.abc import Iterable, Sequence
 
-from ..context import Context
+from ...settings import Settings
 from ..record import STREAM, FundingRate
 from . import thresholds
+from .exchange_clock import ExchangeClock
+from .stream_state import StreamState
 
 
 class Book:
     """Newest rate per symbol. Safe to call from any thread; no call blocks for longer than a merge (about 1 ms)."""
 
-    def __init__(self, context: Context) -> None:
-        self._exchange_clock = context.exchange_clock
-        self._current_s = context.current_s
+    def __init__(self, settings: Settings, exchange_clock: ExchangeClock, stream_state: StreamState) -> None:
+        self._exchange_clock = exchange_clock
+        self._stream_state = stream_state
+        self._current_s = thresholds.current_s(settings)
         self._lock = threading.Lock()  # guards every field below: streams and REST merge, the publisher reads
         self._newest: dict[str, FundingRate] = {}
         self._from_stream: dict[str, FundingRate] = {}  # the newest row that the stream itself delivered
@@ -25,8 +28,6 @@ class Book:
         self._halted_at_ms: dict[str, int] = {}  # event times of the halted symbols; replaced as a whole
         self.listed: frozenset[str] | None = None
         """The symbols of the last two REST snapshots; None before the first. Replaced as a whole."""
-        self.stream_is_live = False
-        """Whether there is a stream that symbols can be left to."""
         self.version = 0
         """Grows with every change of the records, of `listed` or of `halted`."""
         self.news = 0
@@ -72,7 +73,7 @@ class Book:
 
     def _is_left_to_stream(self, known: FundingRate | None, rate: FundingRate) -> bool:
         return (
-            self.stream_is_live
+            self._stream_state.keeps_rows
             and known is not None
             and known.source == STREAM
             and rate.received_s - self._as_of_s(known) <= self._current_s

@@ -5,13 +5,14 @@ Times are seconds, shares are fractions of the symbols concerned.
 
 from ...schema import FEW as MISSING_SHARE
 from ...schema import GAP_SECONDS
+from ...settings import Settings
 
 __all__ = ["GAP_SECONDS", "MISSING_SHARE"]
 
 CURRENT_S = 8.0
 """A symbol is current until its data is older than this. REST replaces stream rows that are not current, fallback
 starts when the stream is not current, and a snapshot that is not current is a REST fault. `SILENCE_SECONDS` can lower
-it."""
+it: see `current_s`."""
 
 HALTED_BEHIND_S = 8.0
 """A symbol is halted if its row in a snapshot is further than this behind the median row of the same snapshot."""
@@ -64,3 +65,8 @@ LARGEST_WALL_OFFSET_S = 5.0
 
 UNWATCHED_S = 1.5
 """If nobody has measured the market for this long, it is measured before new data hides how old the data had become."""
+
+
+def current_s(settings: Settings) -> float:
+    """Return the age up to which data is current with these settings."""
+    return min(CURRENT_S, settings.silence_seconds)

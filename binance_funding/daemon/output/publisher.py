@@ -8,10 +8,11 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ...clock import Moment
+from ...clock import Clock, Moment
+from ...log import LogThrottle
 from ...schema import HEADER, MARKS, USUAL_INTERVAL_HOURS, VERSION, declared
+from ...settings import Settings
 from ...state_file import StateFile
-from ..context import Context
 from ..market.book import Book
 from ..market.exchange_clock import ExchangeClock
 from ..record import FundingRate, render
@@ -93,20 +94,24 @@ class Publisher:
 
     def __init__(
         self,
-        context: Context,
+        settings: Settings,
+        clock: Clock,
+        exchange_clock: ExchangeClock,
+        throttle: LogThrottle,
         file: StateFile,
         book: Book,
         annotations: Callable[[], Annotations],
         describe: Callable[[Moment], dict[str, Any]],
     ) -> None:
         """Write nothing yet. `describe` returns the members after the records; it is called in the writing thread."""
+        self._clock = clock
+        self._throttle = throttle
         self._file = file
         self._book = book
         self._annotations = annotations
         self._describe = describe
-        self._heartbeat_s = context.settings.heartbeat_seconds
-        self._clock, self._throttle = context.clock, context.throttle
-        self._renderer = Renderer(context.exchange_clock)
+        self._heartbeat_s = settings.heartbeat_seconds
+        self._renderer = Renderer(exchange_clock)
         self.progress_s = self._clock.steady_s()
         """Steady time at which the thread last finished a round, whether it could write or not."""
 

@@ -4,12 +4,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ...clock import Clock
 from ...log import EventLogger
 from ...schema import GAP_SECONDS, USUAL_INTERVAL_HOURS
+from ...settings import Settings
 from ...state_file import UnusableState, read, written_age_s
-from ..context import Context
 from ..market.book import Book
+from ..market.comparison import Comparison
 from ..market.freshness import FreshnessWatch
+from ..market.last_day import LastDay
 from ..record import FundingRate
 from ..source.pool import StreamPool
 from ..source.refusals import LONGEST_BAN_S
@@ -19,7 +22,16 @@ _log = EventLogger(__name__)
 
 
 def restore(
-    path: str, context: Context, book: Book, freshness: FreshnessWatch, rest: RestPoller, stream: StreamPool
+    path: str,
+    settings: Settings,
+    clock: Clock,
+    *,
+    book: Book,
+    freshness: FreshnessWatch,
+    last_day: LastDay,
+    comparison: Comparison,
+    rest: RestPoller,
+    stream: StreamPool,
 ) -> None:
     """Go on from what the last daemon left, so that staleness, gaps and totals stay true. For the start, once.
 
@@ -31,7 +43,7 @@ def restore(
         if os.path.lexists(path):
             _log.warning("old state dropped", cause=error)
         return
-    now, boot_id = context.clock.now(), context.clock.boot_id
+    now, boot_id = clock.now(), clock.boot_id
     down_s = written_age_s(state, now, boot_id)
     # The present by the clock that the file's times are of: this host's may have been set since.
     file_now_s = state["updated_at"] + down_s
@@ -39,18 +51,18 @@ def restore(
     records, status = state["funding_state"], state["connection_status"]
     # Nobody knows for how long the host was off, until Binance's time is known: until then the data counts as stale.
     is_same_boot = bool(boot_id) and state["boot_id"] == boot_id
-    latest_s = now.steady_s - (0.0 if is_same_boot else context.settings.stale_seconds)
+    latest_s = now.steady_s - (0.0 if is_same_boot else settings.stale_seconds)
     book.restore(_rate(symbol, record, steady_minus_file_s, latest_s) for symbol, record in records.items())
     rest.restore(pause_s(status["rest"], file_now_s), *_intervals(records))
     stream.restore(pause_s(status, file_now_s))
-    context.last_day.restore(state)
-    context.comparison.state = state["comparison"]
+    last_day.restore(state)
+    comparison.state = state["comparison"]
     freshness.not_running = down_s > GAP_SECONDS
     started_s, served_s = status["daemon_start_time"] or state["updated_at"], status["market_served_time"] or 0.0
     freshness.start_at(started_s + steady_minus_file_s, served_s + steady_minus_file_s)
     if down_s <= GAP_SECONDS:
         # So short a restart is no gap, and none in what was watched either.
-        context.last_day.count(now.wall_s, observed=down_s)
+        last_day.count(now.wall_s, observed=down_s)
     say = _log.info if records else _log.debug
     say("took over", symbols=len(records), not_running_s=down_s)
 

@@ -16,9 +16,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ...log import EventLogger
-from ..context import Context
-from ..market.feed import Feed
+from ...clock import Clock
+from ...log import EventLogger, LogThrottle
+from ...settings import Settings
+from ..market.exchange_clock import ExchangeClock
+from ..market.last_day import LastDay
+from ..market.thresholds import current_s
 from . import faults
 from .connection import Connection
 from .faults import Cause, Kind
@@ -71,35 +74,45 @@ class StreamPool:
 
     def __init__(
         self,
-        context: Context,
-        feed: Feed,
+        settings: Settings,
+        clock: Clock,
+        exchange_clock: ExchangeClock,
+        last_day: LastDay,
+        throttle: LogThrottle,
+        take: Callable[[bytes], int],
         spawn: Callable[[str, Callable[[], None]], object],
         *,
         uniform: Callable[[float, float], float] = random.uniform,
         open_connection: Callable[..., Connection] = Connection,
         proven_after_s: float = _PROVEN_AFTER_S,
     ) -> None:
-        """Open nothing yet. `spawn` starts a named thread whose unexpected end is noticed."""
-        self.context = context
-        self.feed = feed
+        """Open nothing yet. Each connection hands its messages to `take`: see Connection.
+
+        `spawn` starts a named thread whose unexpected end is noticed.
+        """
         self.attempts = 0
         self.lost = 0
         self.replaced = 0
         self.last_connected_wall_s: float | None = None
         self.last_error: str | None = None
-        self.progress_s = context.clock.steady_s()
+        self.progress_s = clock.steady_s()
         """Steady time at which the supervising thread last went round."""
-        self._clock = context.clock
-        self._settings = context.settings
+        self._settings = settings
+        self._current_s = current_s(settings)
+        self._clock = clock
+        self._exchange_clock = exchange_clock
+        self._last_day = last_day
+        self._throttle = throttle
+        self._take = take
         self._spawn = spawn
         self._open_connection = open_connection
         self._proven_after_s = proven_after_s
         self._wake = threading.Event()
-        self._slots = [_Slot(number) for number in range(1, context.settings.stream_connections + 1)]
+        self._slots = [_Slot(number) for number in range(1, settings.stream_connections + 1)]
         self._closing: dict[Connection, float] = {}
         """Connections that were told to end, and until when each may take for that."""
         self._allowance = AttemptAllowance(self.progress_s)
-        self._backoff = Backoff(context.settings, uniform)
+        self._backoff = Backoff(settings, uniform)
         self._resumed_s = -math.inf
         """When the process last went on after a pause."""
         self._proven_url: str | None = None
@@ -156,7 +169,7 @@ class StreamPool:
         Without a connection, it is the lag of the last one that was dropped for its lag.
         """
         lags_s = [lag_s for connection in self._connections() if (lag_s := connection.lag_s()) is not None]
-        return min(lags_s, default=self._last_lag_s) if self.context.exchange_clock.offset_s is not None else None
+        return min(lags_s, default=self._last_lag_s) if self._exchange_clock.offset_s is not None else None
 
     def status(self) -> dict[str, Any]:
         """Return the stream's part of `connection_status`, ready for the state file."""
@@ -168,8 +181,6 @@ class StreamPool:
             "connections_wanted": len(self._slots),
             "url": live[0].url if live else None,
             "last_connected_time": self.last_connected_wall_s,
-            "last_message_time": self.feed.last_message_wall_s,
-            "messages_received": self.feed.messages,
             "disconnects": self.lost,
             "planned_disconnects": self.replaced,
             "reconnect_attempts": self.attempts,
@@ -213,7 +224,7 @@ class StreamPool:
         slot.failures = slot.losses = 0
         if all(other.losses <= _MAX_LOSSES_LOGGED for other in self._slots):
             again = (f"{event} again" for event in ("lost", "silent", "lagging"))
-            self.context.throttle.resolve(*again, log_as="stream steady", live=len(self.live()))
+            self._throttle.resolve(*again, log_as="stream steady", live=len(self.live()))
 
     def _ending(self, connection: Connection, now_s: float, *, is_live: bool) -> Cause | None:
         """Return why the connection is over, None while it lives. Abort it if it brings nothing current."""
@@ -238,7 +249,7 @@ class StreamPool:
     def _is_current(self, connection: Connection) -> bool:
         """Tell whether its newest mark prices were current when they came."""
         lag_s = connection.lag_s()
-        return lag_s is not None and lag_s <= self.context.current_s
+        return lag_s is not None and lag_s <= self._current_s
 
     def _is_attempt_due(self, slot: _Slot, now_s: float) -> bool:
         if slot.live is None:
@@ -252,7 +263,8 @@ class StreamPool:
         elif slot.failures == 0:
             slot.url_index = 0  # a planned replacement risks nothing: time to see whether the first address is back
         url = self._choose_url(slot)
-        slot.attempt = self._open_connection(self.context, slot.number, url, self.feed.take, self.wake)
+        clocks = self._clock, self._exchange_clock
+        slot.attempt = self._open_connection(self._settings, *clocks, slot.number, url, self._take, self.wake)
         self._spawn(f"stream-{slot.number}", slot.attempt.run)
 
     def _choose_url(self, slot: _Slot) -> str:
@@ -279,7 +291,7 @@ class StreamPool:
         after_s, replace_in_s = now_s - connection.started_s, round(slot.replace_at_s - now_s)
         facts: dict[str, Any] = {"conn": slot.number, "url": connection.url, "after_s": after_s, "live": live}
         _log.log(level, "connected", **facts, replace_in_s=replace_in_s)
-        self.context.throttle.resolve("connect failed", "lagging", log_as="stream recovered", live=live)
+        self._throttle.resolve("connect failed", "lagging", log_as="stream recovered", live=live)
 
     def _follow(self, url: str, now_s: float) -> None:
         """After an outage, let all other slots try the address that has just proved to work, and soon.
@@ -300,7 +312,7 @@ class StreamPool:
         replaced.close()
         self._closing[replaced] = now_s + _CLOSE_WITHIN_S
         self.replaced += 1
-        self.context.last_day.count(self._clock.wall_s(), planned=1)
+        self._last_day.count(self._clock.wall_s(), planned=1)
         _log.info("rotated", conn=slot.number, age_s=now_s - replaced.started_s)
 
     def _end(self, slot: _Slot, connection: Connection, cause: Cause, now_s: float) -> None:
@@ -330,7 +342,7 @@ class StreamPool:
         else:
             event = "lagging" if cause.kind is Kind.LAGGING else "connect failed"
             next_ = "tried again, logged seldom"
-            self.context.throttle.warn(event, str(cause), **facts, url=connection.url, next=next_)
+            self._throttle.warn(event, str(cause), **facts, url=connection.url, next=next_)
 
     def _count_loss(self, slot: _Slot, cause: Cause, **facts: Any) -> None:
         """Count and log an unplanned disconnection.
@@ -338,18 +350,18 @@ class StreamPool:
         Losses without a proven connection between them are one trouble, which is logged less and less often.
         """
         self.lost += 1
-        self.context.last_day.count(self._clock.wall_s(), unplanned=1)
+        self._last_day.count(self._clock.wall_s(), unplanned=1)
         slot.losses += 1
         loss = "silent" if cause.kind is Kind.SILENT else "lagging" if cause.kind is Kind.LAGGING else "lost"
         if slot.losses > _MAX_LOSSES_LOGGED:
-            self.context.throttle.warn(f"{loss} again", str(cause), **facts)
+            self._throttle.warn(f"{loss} again", str(cause), **facts)
         else:
             _log.warning(loss, cause=str(cause), **facts)
 
     def _retry_at_s(self, slot: _Slot) -> float:
         """Return when the slot tries again, apart from a pause that Binance asked for."""
         now_s = self._clock.steady_s()
-        is_any_current = any(connection.age_s(now_s) <= self.context.current_s for connection in self.live())
+        is_any_current = any(connection.age_s(now_s) <= self._current_s for connection in self.live())
         return slot.retry_at_s if is_any_current else min(slot.retry_at_s, slot.failed_at_s + _NONE_CURRENT_WAIT_S)
 
     def _replacement_time_s(self, slot: _Slot, now_s: float) -> float:

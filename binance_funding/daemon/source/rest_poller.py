@@ -14,15 +14,20 @@ import contextlib
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...clock import Moment
-from ..context import Context
-from ..market.feed import Feed
-from ..record import REST, FundingRate
+from ...clock import Clock
+from ...log import LogThrottle
+from ...settings import Settings
+from ..market.book import Book
+from ..market.exchange_clock import ExchangeClock
+from ..market.freshness import FreshnessWatch
+from ..market.stream_state import StreamState
+from ..market.thresholds import current_s
 from . import rates
 from .faults import Cause, Kind
+from .feed import Feed
 from .rest_client import Aborted, RestClient, RestError
 
 PREMIUM_INDEX, TIME, _FUNDING_INFO = "/fapi/v1/premiumIndex", "/fapi/v1/time", "/fapi/v1/fundingInfo"
@@ -47,13 +52,22 @@ _KNOWN_LABELS = ("403", "418", "429", "451", "connection", "malformed", "old", "
 
 
 class RestPoller:
-    """Asks when it is due, merges into the book, compares. Reading its public fields is safe from any thread."""
+    """Asks when it is due, and hands the answers on. Reading its public fields is safe from any thread."""
 
-    def __init__(self, context: Context, client: RestClient, feed: Feed, live_connections: Callable[[], int]) -> None:
-        self.context = context
-        self.client = client
-        self.feed = feed
-        self.live_connections = live_connections
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        exchange_clock: ExchangeClock,
+        book: Book,
+        freshness: FreshnessWatch,
+        stream_state: StreamState,
+        throttle: LogThrottle,
+        client: RestClient,
+        feed: Feed,
+        live_connections: Callable[[], int],
+    ) -> None:
+        """Ask nothing yet. `live_connections` returns how many connections of the stream are live."""
         self.polls = 0
         self.errors: Counter[str] = Counter(dict.fromkeys(_KNOWN_LABELS, 0))
         """Failed polls by the label of their cause. The usual labels exist from the start, so that the first shows."""
@@ -61,21 +75,23 @@ class RestPoller:
         self.last_error: str | None = None
         self.trouble: str | None = None
         """What keeps snapshots from coming now."""
-        self.fallback_active = False
         self.interval_hours: Mapping[str, int] = {}
         """Funding interval by symbol, if Binance lists it. Replaced as a whole."""
         self.interval_known: frozenset[str] = frozenset()
         """The symbols at the time when Binance last listed the intervals. An unlisted one of them has 8 h."""
-        self.progress_s = context.clock.steady_s()
+        self.progress_s = clock.steady_s()
         """Steady time at which the thread last went round. A request that hangs keeps it standing."""
-        self._clock = context.clock
-        self._settings = context.settings
-        self._throttle = context.throttle
-        self._exchange_clock = context.exchange_clock
-        self._freshness = feed.freshness
-        self._book = feed.freshness.book
-        self._was_live = False
-        """Whether a connection of the stream has been live."""
+        self._settings = settings
+        self._current_s = current_s(settings)
+        self._clock = clock
+        self._exchange_clock = exchange_clock
+        self._book = book
+        self._freshness = freshness
+        self._stream_state = stream_state
+        self._throttle = throttle
+        self._client = client
+        self._feed = feed
+        self._live_connections = live_connections
         self._took_s = 0.0
         """How long the last snapshot took."""
         self._asked_s = -math.inf
@@ -100,11 +116,11 @@ class RestPoller:
         with contextlib.suppress(Aborted):
             while not stop.wait(self.step()):
                 pass
-        self.client.close()
+        self._client.close()
 
     def abort(self) -> None:
         """Abort the request under way, at the end of the program. From any thread."""
-        self.client.abort()
+        self._client.abort()
 
     def step(self) -> float:
         """Ask for what is due; return the seconds to the next step. For the polling thread; blocks for the request."""
@@ -136,31 +152,23 @@ class RestPoller:
     def _due_s(self) -> float:
         """Return when the next snapshot is to be asked for."""
         due_s, fallback_s = self._asked_s + self._settings.rest_poll_seconds, self._settings.rest_fallback_seconds
-        if self.fallback_active or not self._freshness.latest.symbols:
+        if self._stream_state.fallback_active or not self._freshness.latest.symbols:
             in_fallback_s = self._counted_from_s + _FALLBACK_SHARE * fallback_s
             due_s = min(due_s + fallback_s, in_fallback_s, self._retry_at_s)
         return max(due_s, self._paused_until_s)
 
     def _until_fallback_s(self) -> float:
         """Return the seconds until silence of the stream would start the fallback, infinite during fallback."""
-        return math.inf if self.fallback_active else self.context.current_s - self._freshness.stream_age_s()
+        if self._stream_state.fallback_active:
+            return math.inf
+        return self._current_s - self._freshness.stream_age_s()
 
     def _update_fallback(self) -> None:
-        """Decide whether the stream brings the market. If it does not, snapshots come often."""
-        live, age_s, limit_s = self.live_connections(), self._freshness.stream_age_s(), self.context.current_s
-        # Fallback ends when the stream comes within half the limit. In between, it stays as it was.
-        active = age_s > (limit_s / 2 if self.fallback_active else limit_s) or (self._was_live and not live)
-        self._was_live = self._was_live or live > 0
-        self._book.stream_is_live = live > 0 and age_s <= limit_s / 2
-        if active == self.fallback_active:
-            return
-        self.fallback_active, latest = active, self._freshness.latest
-        if active:
-            # Asked for any earlier, a snapshot might bring nothing newer than the stream had.
+        """Let it be decided whether the stream brings the market. While it does not, snapshots come often."""
+        age_s, latest = self._freshness.stream_age_s(), self._freshness.latest
+        if self._stream_state.update(self._live_connections(), age_s, behind=latest.behind, of=latest.listed):
+            # A snapshot that comes any earlier might bring nothing newer than the stream had.
             self._counted_from_s = latest.served_s - self._took_s
-            self._throttle.warn("fallback on", stream_age_s=age_s, live=live, behind=latest.behind, of=latest.listed)
-        else:
-            self._throttle.resolve("fallback on", log_as="fallback off", live=live)
 
     def _poll(self) -> None:
         """Ask for one snapshot, compare and merge it."""
@@ -168,32 +176,19 @@ class RestPoller:
         self._retry_at_s = math.inf
         self.polls += 1
         try:
-            body = self.client.get(PREMIUM_INDEX)
-            received = self._clock.now()
-            self._took_s = received.steady_s - self._asked_s
-            decoded = self.feed.admit(rates.decode_premium_index(body, received.steady_s), REST, received.steady_s)
-            if not decoded.rates:
-                raise rates.MalformedMessage(decoded.first_fault)
+            body = self._client.get(PREMIUM_INDEX)
+            self._took_s = self._clock.steady_s() - self._asked_s
+            age_s = self._feed.take_snapshot(body)
         except (RestError, rates.MalformedMessage) as error:
             self._note_failure(_cause(error))
             return
-        self._compare(decoded.rates, received)
-        self._freshness.merge(decoded.rates)
-        age_s = self._book.note_snapshot(decoded.rates, received.steady_s)
-        if age_s > self.context.current_s:
+        if age_s > self._current_s:
             self._note_failure(Cause(Kind.OLD, f"the rows of the snapshot are {age_s:.0f} s old"))
             return
         # After the merge: a gap that it ends is logged with the trouble of its time.
-        self.last_success_wall_s, self.trouble = round(received.wall_s, 3), None
+        self.last_success_wall_s, self.trouble = round(self._clock.wall_s(), 3), None
         self._refused_in_a_row = self._failed_in_a_row = 0
         self._throttle.resolve(_REFUSED, _FAILED, log_as="REST recovered")
-
-    def _compare(self, snapshot: Sequence[FundingRate], received: Moment) -> None:
-        oldest_s = received.steady_s - self._settings.stale_seconds
-        stream = {symbol: rate for symbol, rate in self._book.stream_rates().items() if rate.received_s >= oldest_s}
-        result = self.context.comparison.run(stream, snapshot, received.wall_s)
-        counted = {name: result[name] for name in ("compared", "mismatched")}
-        self.context.last_day.count(received.wall_s, runs=1, **counted)
 
     def _note_failure(self, cause: Cause) -> None:
         """Count and log a failed snapshot, and decide when the next one is asked for."""
@@ -234,7 +229,7 @@ class RestPoller:
         trouble = "time of Binance not learned" if path == TIME else "funding intervals unknown"
         over = "time of Binance learned again" if path == TIME else "funding intervals known again"
         try:
-            learn(self.client.get(path, limit_s), asked_s)
+            learn(self._client.get(path, limit_s), asked_s)
         except (RestError, rates.MalformedMessage) as error:
             cause = _cause(error)
             self._apply_pause(cause)

@@ -4,7 +4,7 @@ import errno
 import resource
 import socket
 
-from ...service import store_socket, take_stored_socket
+from ...systemd import store_socket, take_stored_socket
 from .limits import Limits
 
 _BACKLOG = 1024
