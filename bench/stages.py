@@ -15,11 +15,9 @@ from binance_funding.clock import Clock
 from binance_funding.daemon.market.book import Book
 from binance_funding.daemon.market.exchange_clock import ExchangeClock
 from binance_funding.daemon.market.stream_state import StreamState
-from binance_funding.daemon.market.thresholds import current_s
 from binance_funding.daemon.output.publisher import Annotations, Renderer
 from binance_funding.daemon.source.rates import decode_stream
 from binance_funding.daemon.supervisor import GARBAGE_THRESHOLD
-from binance_funding.log import EventLogger, LogThrottle
 from binance_funding.settings import Settings
 from binance_funding.state_file import StateFile
 
@@ -32,8 +30,7 @@ class Stages:
     def __init__(self, folder: Path) -> None:
         settings, self._clock = Settings(), Clock()
         exchange_clock = ExchangeClock(self._clock)
-        throttle = LogThrottle(EventLogger("bench"), self._clock.steady_s)
-        self._book = Book(settings, exchange_clock, StreamState(current_s(settings), throttle))
+        self._book = Book(settings, exchange_clock, StreamState(settings, self._clock))
         self._renderer = Renderer(exchange_clock)
         self._annotations = Annotations({}, frozenset(), None, frozenset())
         self._file = StateFile(str(folder / "stages.json"))

@@ -22,7 +22,7 @@ from .market.exchange_clock import ExchangeClock
 from .market.freshness import Freshness, FreshnessWatch
 from .market.last_day import LastDay
 from .market.stream_state import StreamState
-from .market.thresholds import LARGEST_WALL_OFFSET_S, current_s
+from .market.thresholds import LARGEST_WALL_OFFSET_S
 from .output.publisher import Annotations, Publisher
 from .output.restore import restore
 from .source.certificates import check_certificates
@@ -87,31 +87,28 @@ class Daemon:
 
         client = rest_client or RestClient(settings.binance_rest_url, settings.rest_timeout_seconds, self.clock)
         self._file = StateFile(settings.state_file)
-        self._throttle = throttle = LogThrottle(_log, self.clock.steady_s)
+        self._throttle = LogThrottle(_log, self.clock.steady_s)
         self._exchange_clock = ExchangeClock(self.clock)
         self._last_day = LastDay()
-        self._comparison = Comparison(self._last_day, throttle)
-        self._stream_state = StreamState(current_s(settings), throttle)
+        self._comparison = Comparison(self.clock, self._last_day)
+        self._stream_state = StreamState(settings, self.clock)
         clocks = self.clock, self._exchange_clock
         self._book = Book(settings, self._exchange_clock, self._stream_state)
-        self._freshness = FreshnessWatch(settings, *clocks, self._book, self._last_day, throttle, self._trouble)
+        self._freshness = FreshnessWatch(settings, *clocks, self._book, self._last_day, self._trouble)
         market = self._book, self._freshness
-        self._feed = Feed(settings, *clocks, *market, self._comparison, throttle)
+        self._feed = Feed(settings, *clocks, *market, self._comparison)
         self._stream = StreamPool(
             settings,
             *clocks,
             self._last_day,
-            throttle,
             self._feed.take,
             self.threads.start,
             open_connection=open_connection,
         )
         self._rest = RestPoller(
-            settings, *clocks, *market, self._stream_state, throttle, client, self._feed, self._live_connections
+            settings, *clocks, *market, self._stream_state, client, self._feed, self._live_connections
         )
-        self._publisher = Publisher(
-            settings, *clocks, throttle, self._file, self._book, self._annotations, self._describe
-        )
+        self._publisher = Publisher(settings, *clocks, self._file, self._book, self._annotations, self._describe)
         # Each part has a thread: its name, and the longest time that one round of it may take.
         self._parts = (
             ("publisher", self._publisher, _STUCK_AFTER_S + settings.heartbeat_seconds),

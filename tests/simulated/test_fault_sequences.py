@@ -37,7 +37,6 @@ class Bench:
             desk.settings,
             desk.clock,
             desk.exchange_clock,
-            desk.throttle,
             StateFile(str(self.path)),
             self.desk.book,
             lambda: Annotations({}, frozenset(), self.desk.book.listed, self.desk.book.halted),

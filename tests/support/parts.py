@@ -12,13 +12,11 @@ from binance_funding.daemon.market.exchange_clock import ExchangeClock
 from binance_funding.daemon.market.freshness import FreshnessWatch
 from binance_funding.daemon.market.last_day import LastDay
 from binance_funding.daemon.market.stream_state import StreamState
-from binance_funding.daemon.market.thresholds import current_s
 from binance_funding.daemon.source.connection import Connection
 from binance_funding.daemon.source.feed import Feed
 from binance_funding.daemon.source.pool import StreamPool
 from binance_funding.daemon.source.rest_client import RestClient
 from binance_funding.daemon.source.rest_poller import RestPoller
-from binance_funding.log import EventLogger, LogThrottle
 from binance_funding.settings import Settings, load
 
 
@@ -35,29 +33,24 @@ class Parts:
         self.clock = clock
         self.exchange_clock = ExchangeClock(clock)
         self.last_day = LastDay()
-        self.throttle = LogThrottle(EventLogger("binance_funding.daemon"), clock.steady_s)
-        self.comparison = Comparison(self.last_day, self.throttle)
-        self.stream_state = StreamState(current_s(self.settings), self.throttle)
+        self.comparison = Comparison(clock, self.last_day)
+        self.stream_state = StreamState(self.settings, clock)
         self.trouble = ""
         """What is wrong with the sources, for the cause of a gap."""
         self.book = book(self.settings, self.exchange_clock, self.stream_state)
         self._clocks = clock, self.exchange_clock
-        self.freshness = FreshnessWatch(
-            self.settings, *self._clocks, self.book, self.last_day, self.throttle, lambda: self.trouble
-        )
+        self.freshness = FreshnessWatch(self.settings, *self._clocks, self.book, self.last_day, lambda: self.trouble)
         market = self.book, self.freshness
-        self.feed = Feed(self.settings, *self._clocks, *market, self.comparison, self.throttle)
+        self.feed = Feed(self.settings, *self._clocks, *market, self.comparison)
 
     def new_pool(self, spawn: Callable[[str, Callable[[], None]], object], **options: Any) -> StreamPool:
         """Return a stream pool that feeds these parts."""
-        return StreamPool(self.settings, *self._clocks, self.last_day, self.throttle, self.feed.take, spawn, **options)
+        return StreamPool(self.settings, *self._clocks, self.last_day, self.feed.take, spawn, **options)
 
     def new_poller(self, client: RestClient, live_connections: Callable[[], int]) -> RestPoller:
         """Return a poller that feeds these parts."""
         market = self.book, self.freshness, self.stream_state
-        return RestPoller(
-            self.settings, self.clock, self.exchange_clock, *market, self.throttle, client, self.feed, live_connections
-        )
+        return RestPoller(self.settings, self.clock, self.exchange_clock, *market, client, self.feed, live_connections)
 
 
 def connection_to(

@@ -183,7 +183,6 @@ class Office:
             parts.settings,
             parts.clock,
             parts.exchange_clock,
-            parts.throttle,
             StateFile(str(self.path)),
             self.book,
             lambda: PLAIN,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...clock import Clock
 from ...log import EventLogger, LogThrottle
 from ...schema import TOTALS
 from ..record import FundingRate
@@ -18,9 +19,9 @@ _NAMED = 20
 class Comparison:
     """The result of the last comparison, and totals over all of them, restarts included. `run` is for one thread."""
 
-    def __init__(self, last_day: LastDay, throttle: LogThrottle) -> None:
+    def __init__(self, clock: Clock, last_day: LastDay) -> None:
         self._last_day = last_day
-        self._throttle = throttle
+        self._throttle = LogThrottle(_log, clock.steady_s)
         self.state: dict[str, Any] = {"last": None, "totals": {one.name: 0 for one in TOTALS}}
         """The member `comparison` of the state file; replaced as a whole."""
 

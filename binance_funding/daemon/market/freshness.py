@@ -80,7 +80,6 @@ class FreshnessWatch:
         exchange_clock: ExchangeClock,
         book: Book,
         last_day: LastDay,
-        throttle: LogThrottle,
         trouble: Callable[[], str],
     ) -> None:
         """Measure nothing yet; `trouble` names what is wrong with the sources at the moment, as the cause of a gap."""
@@ -94,7 +93,7 @@ class FreshnessWatch:
         self._exchange_clock = exchange_clock
         self._book = book
         self._last_day = last_day
-        self._throttle = throttle
+        self._throttle = LogThrottle(_log, clock.steady_s)
         self._trouble = trouble
         self._lock = threading.Lock()  # held while the market is measured, so that each gap is noted once
         self._gap: _Gap | None = None

@@ -5,19 +5,22 @@ How often REST is polled, whether REST rows replace rows of the stream, and what
 
 from typing import Any
 
-from ...log import LogThrottle
+from ...clock import Clock
+from ...log import EventLogger, LogThrottle
+from ...settings import Settings
+from . import thresholds
 
 
 class StreamState:
     """The decision. The thread that polls REST updates it; any thread may read it."""
 
-    def __init__(self, current_s: float, throttle: LogThrottle) -> None:
+    def __init__(self, settings: Settings, clock: Clock) -> None:
         self.fallback_active = False
         """Whether REST replaces the stream: snapshots come often."""
         self.keeps_rows = False
         """Whether REST rows leave current rows of the stream as they are."""
-        self._current_s = current_s
-        self._throttle = throttle
+        self._current_s = thresholds.current_s(settings)
+        self._throttle = LogThrottle(EventLogger(__name__), clock.steady_s)
         self._was_live = False  # whether any connection has ever been live
 
     def update(self, live: int, age_s: float, **facts: Any) -> bool:

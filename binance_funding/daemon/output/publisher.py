@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ...clock import Clock, Moment
-from ...log import LogThrottle
+from ...log import EventLogger, LogThrottle
 from ...schema import HEADER, MARKS, USUAL_INTERVAL_HOURS, VERSION, declared
 from ...settings import Settings
 from ...state_file import StateFile
@@ -97,7 +97,6 @@ class Publisher:
         settings: Settings,
         clock: Clock,
         exchange_clock: ExchangeClock,
-        throttle: LogThrottle,
         file: StateFile,
         book: Book,
         annotations: Callable[[], Annotations],
@@ -105,7 +104,7 @@ class Publisher:
     ) -> None:
         """Write nothing yet. `describe` returns the members after the records; it is called in the writing thread."""
         self._clock = clock
-        self._throttle = throttle
+        self._throttle = LogThrottle(EventLogger(__name__), clock.steady_s)
         self._file = file
         self._book = book
         self._annotations = annotations

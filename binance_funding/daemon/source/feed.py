@@ -5,7 +5,7 @@ import threading
 from collections import deque
 
 from ...clock import Clock
-from ...log import LogThrottle
+from ...log import EventLogger, LogThrottle
 from ...settings import Settings
 from ..market.book import Book
 from ..market.comparison import Comparison
@@ -29,7 +29,6 @@ class Feed:
         book: Book,
         freshness: FreshnessWatch,
         comparison: Comparison,
-        throttle: LogThrottle,
     ) -> None:
         self.messages = 0
         self.rejected_rows = 0
@@ -40,7 +39,7 @@ class Feed:
         self._book = book
         self._freshness = freshness
         self._comparison = comparison
-        self._throttle = throttle
+        self._throttle = LogThrottle(EventLogger(__name__), clock.steady_s)
         # Held while a message is decoded: the same message of another connection waits, and is then recognised.
         self._lock = threading.RLock()
         self._recent: deque[tuple[bytes, int]] = deque(maxlen=_REMEMBERED_MESSAGES)  # messages, median event times

@@ -78,7 +78,6 @@ class StreamPool:
         clock: Clock,
         exchange_clock: ExchangeClock,
         last_day: LastDay,
-        throttle: LogThrottle,
         take: Callable[[bytes], int],
         spawn: Callable[[str, Callable[[], None]], object],
         *,
@@ -102,7 +101,7 @@ class StreamPool:
         self._clock = clock
         self._exchange_clock = exchange_clock
         self._last_day = last_day
-        self._throttle = throttle
+        self._throttle = LogThrottle(_log, clock.steady_s)
         self._take = take
         self._spawn = spawn
         self._open_connection = open_connection

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...clock import Clock
-from ...log import LogThrottle
+from ...log import EventLogger, LogThrottle
 from ...settings import Settings
 from ..market.book import Book
 from ..market.exchange_clock import ExchangeClock
@@ -62,7 +62,6 @@ class RestPoller:
         book: Book,
         freshness: FreshnessWatch,
         stream_state: StreamState,
-        throttle: LogThrottle,
         client: RestClient,
         feed: Feed,
         live_connections: Callable[[], int],
@@ -88,7 +87,7 @@ class RestPoller:
         self._book = book
         self._freshness = freshness
         self._stream_state = stream_state
-        self._throttle = throttle
+        self._throttle = LogThrottle(EventLogger(__name__), clock.steady_s)
         self._client = client
         self._feed = feed
         self._live_connections = live_connections
@@ -152,7 +151,9 @@ class RestPoller:
     def _due_s(self) -> float:
         """Return when the next snapshot is to be asked for."""
         due_s, fallback_s = self._asked_s + self._settings.rest_poll_seconds, self._settings.rest_fallback_seconds
-        if self._stream_state.fallback_active or not self._freshness.latest.symbols:
+        latest = self._freshness.latest
+        # Symbols that only REST delivers would be stale between two routine snapshots.
+        if self._stream_state.fallback_active or latest.from_rest or not latest.symbols:
             in_fallback_s = self._counted_from_s + _FALLBACK_SHARE * fallback_s
             due_s = min(due_s + fallback_s, in_fallback_s, self._retry_at_s)
         return max(due_s, self._paused_until_s)
