@@ -14,6 +14,7 @@ from bench.subjects import Messages
 from binance_funding.clock import Clock
 from binance_funding.daemon.market.book import Book
 from binance_funding.daemon.market.exchange_clock import ExchangeClock
+from binance_funding.daemon.market.intervals import Intervals
 from binance_funding.daemon.market.stream_state import StreamState
 from binance_funding.daemon.output.publisher import Annotations, Renderer
 from binance_funding.daemon.source.rates import decode_stream
@@ -30,9 +31,9 @@ class Stages:
     def __init__(self, folder: Path) -> None:
         settings, self._clock = Settings(), Clock()
         exchange_clock = ExchangeClock(self._clock)
-        self._book = Book(settings, exchange_clock, StreamState(settings, self._clock))
+        self._book = Book(settings, exchange_clock, Intervals(self._clock), StreamState(settings, self._clock))
         self._renderer = Renderer(exchange_clock)
-        self._annotations = Annotations({}, frozenset(), None, frozenset())
+        self._annotations = Annotations({}, {}, None, frozenset())
         self._file = StateFile(str(folder / "stages.json"))
         self._tick_s: dict[str, float] = {}
         self._taken_s: dict[str, list[float]] = {}

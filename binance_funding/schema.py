@@ -118,6 +118,10 @@ RECORD: Section = (
         metric="interval_hours",
     ),
     Field("source", TEXT, "`websocket` or `rest`", required=True, allowed=("websocket", "rest")),
+    Field("estimatedSettlePrice", PRICE, "estimated settle price"),
+    Field("interestRate", RATIO, "interest rate, as part of the funding rate"),
+    Field("fundingRateCap", RATIO, "highest funding rate; null if Binance names none"),
+    Field("fundingRateFloor", RATIO, "lowest funding rate; null if Binance names none"),
 )
 
 SERVED: Section = (
@@ -131,7 +135,7 @@ SERVED: Section = (
 MARKS: Section = (
     Field("halted", FLAG, "the exchange itself has nothing newer", default=False),
     Field("unlisted", FLAG, "REST does not list the symbol", default=False),
-    Field("fundingIntervalAssumed", FLAG, "Binance has not named the interval yet", default=False),
+    Field("fundingIntervalAssumed", FLAG, "Binance has not named the interval since it changed", default=False),
 )
 """Members of a record that are there only where they are true."""
 

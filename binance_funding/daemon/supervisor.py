@@ -20,6 +20,7 @@ from .market.book import Book
 from .market.comparison import Comparison
 from .market.exchange_clock import ExchangeClock
 from .market.freshness import Freshness, FreshnessWatch
+from .market.intervals import Intervals
 from .market.last_day import LastDay
 from .market.stream_state import StreamState
 from .market.thresholds import LARGEST_WALL_OFFSET_S
@@ -93,7 +94,8 @@ class Daemon:
         self._comparison = Comparison(self.clock, self._last_day)
         self._stream_state = StreamState(settings, self.clock)
         clocks = self.clock, self._exchange_clock
-        self._book = Book(settings, self._exchange_clock, self._stream_state)
+        self._intervals = Intervals(self.clock)
+        self._book = Book(settings, self._exchange_clock, self._intervals, self._stream_state)
         self._freshness = FreshnessWatch(settings, *clocks, self._book, self._last_day, self._trouble)
         market = self._book, self._freshness
         self._feed = Feed(settings, *clocks, *market, self._comparison)
@@ -106,7 +108,7 @@ class Daemon:
             open_connection=open_connection,
         )
         self._rest = RestPoller(
-            settings, *clocks, *market, self._stream_state, client, self._feed, self._live_connections
+            settings, *clocks, *market, self._intervals, self._stream_state, client, self._feed, self._live_connections
         )
         self._publisher = Publisher(settings, *clocks, self._file, self._book, self._annotations, self._describe)
         # Each part has a thread: its name, and the longest time that one round of it may take.
@@ -139,6 +141,7 @@ class Daemon:
                 self.settings,
                 self.clock,
                 book=self._book,
+                intervals=self._intervals,
                 freshness=self._freshness,
                 last_day=self._last_day,
                 comparison=self._comparison,
@@ -228,8 +231,8 @@ class Daemon:
         return len(self._stream.live())
 
     def _annotations(self) -> Annotations:
-        rest, book = self._rest, self._book
-        return Annotations(rest.interval_hours, rest.interval_known, book.listed, book.halted)
+        book = self._book
+        return Annotations(self._intervals.terms, book.interest_rates, book.listed, book.halted)
 
     def _trouble(self) -> str:
         """Name what is wrong with the sources, for the cause of a gap."""

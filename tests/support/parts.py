@@ -10,6 +10,7 @@ from binance_funding.daemon.market.book import Book
 from binance_funding.daemon.market.comparison import Comparison
 from binance_funding.daemon.market.exchange_clock import ExchangeClock
 from binance_funding.daemon.market.freshness import FreshnessWatch
+from binance_funding.daemon.market.intervals import Intervals
 from binance_funding.daemon.market.last_day import LastDay
 from binance_funding.daemon.market.stream_state import StreamState
 from binance_funding.daemon.source.connection import Connection
@@ -37,7 +38,8 @@ class Parts:
         self.stream_state = StreamState(self.settings, clock)
         self.trouble = ""
         """What is wrong with the sources, for the cause of a gap."""
-        self.book = book(self.settings, self.exchange_clock, self.stream_state)
+        self.intervals = Intervals(clock)
+        self.book = book(self.settings, self.exchange_clock, self.intervals, self.stream_state)
         self._clocks = clock, self.exchange_clock
         self.freshness = FreshnessWatch(self.settings, *self._clocks, self.book, self.last_day, lambda: self.trouble)
         market = self.book, self.freshness
@@ -49,7 +51,7 @@ class Parts:
 
     def new_poller(self, client: RestClient, live_connections: Callable[[], int]) -> RestPoller:
         """Return a poller that feeds these parts."""
-        market = self.book, self.freshness, self.stream_state
+        market = self.book, self.freshness, self.intervals, self.stream_state
         return RestPoller(self.settings, self.clock, self.exchange_clock, *market, client, self.feed, live_connections)
 
 

@@ -80,6 +80,10 @@ def record(**fields: Any) -> dict[str, Any]:
         "updatedAt": WALL_S,
         "fundingIntervalHours": 8,
         "source": "websocket",
+        "estimatedSettlePrice": 91731.1,
+        "interestRate": 0.0001,
+        "fundingRateCap": 0.003,
+        "fundingRateFloor": -0.003,
     }
     return {**good, **fields}
 

@@ -27,6 +27,7 @@ class Binance:
         self.bodies: dict[str, bytes] = {}
         """Answers other than the right ones, by path."""
         self.intervals = {"ETHUSDT": 4}
+        """What fundingInfo names. It may be late, or early, against what the next funding times show."""
         self.time_wrong_by_s = 0.0
         self.asked: list[tuple[float, str]] = []
         self.aborted = 0
@@ -52,7 +53,8 @@ class Binance:
         if path == TIME:
             return json.dumps({"serverTime": self.exchange.now_ms(-self.time_wrong_by_s)}).encode()
         if path == INFO:
-            rows = [{"symbol": symbol, "fundingIntervalHours": hours} for symbol, hours in self.intervals.items()]
+            more = {"adjustedFundingRateCap": "0.02000000", "adjustedFundingRateFloor": "-0.02000000"}
+            rows = [{"symbol": name, "fundingIntervalHours": hours, **more} for name, hours in self.intervals.items()]
             return json.dumps(rows).encode()
         return self.exchange.premium_index()
 

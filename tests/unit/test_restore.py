@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from binance_funding.daemon.output.restore import restore
-from binance_funding.daemon.record import FundingRate
+from binance_funding.daemon.record import FundingRate, Terms
 from binance_funding.daemon.source.connection import Connection
 from binance_funding.daemon.source.refusals import LONGEST_BAN_S
 from binance_funding.daemon.source.rest_client import RestClient
@@ -44,6 +44,7 @@ class StartingDaemon(Parts):
             self.settings,
             self.clock,
             book=self.book,
+            intervals=self.intervals,
             freshness=self.freshness,
             last_day=self.last_day,
             comparison=self.comparison,
@@ -173,17 +174,16 @@ def test_a_pause_from_a_clock_that_was_ahead_ends_all_the_same(daemon: StartingD
         assert part.status()["paused_until"] == pytest.approx(daemon.time.wall_s + LONGEST_BAN_S)
 
 
-def test_funding_intervals_are_taken_over_but_not_those_only_assumed(daemon: StartingDaemon) -> None:
-    """A symbol with 8 h is known to have them unless its record says otherwise."""
+def test_the_terms_of_funding_are_taken_over_with_their_marks(daemon: StartingDaemon) -> None:
+    """Interval, cap, floor, interest rate, and whether the interval is only assumed."""
     records = {
-        "FOUR": record(fundingIntervalHours=4),
-        "EIGHT": record(),
+        "FOUR": record(fundingIntervalHours=4, fundingRateCap=0.02, fundingRateFloor=-0.02, interestRate=0.0003),
         "NEW": record(fundingIntervalAssumed=True),
     }
     put(daemon.path, state(records))
     daemon.restore()
-    assert daemon.rest.interval_hours == {"FOUR": 4}
-    assert daemon.rest.interval_known == {"FOUR", "EIGHT"}
+    assert daemon.intervals.terms == {"FOUR": Terms(4, 0.02, -0.02), "NEW": Terms(8, None, None, is_assumed=True)}
+    assert daemon.book.interest_rates == {"FOUR": 0.0003}
 
 
 def test_gaps_the_day_and_the_comparison_go_on(daemon: StartingDaemon) -> None:
@@ -254,7 +254,7 @@ def test_a_file_that_says_nothing_leaves_all_as_it_is(daemon: StartingDaemon) ->
     """Every default is one that can be taken over."""
     put(daemon.path, {**EMPTY, "updated_at": WALL_S})
     daemon.restore()
-    assert (daemon.book.rates(), daemon.gaps(), daemon.rest.interval_hours) == ([], [], {})
+    assert (daemon.book.rates(), daemon.gaps(), daemon.intervals.terms) == ([], [], {})
     assert daemon.exchange_clock.offset_s is None
 
 
@@ -278,7 +278,7 @@ def test_the_file_of_the_release_before_is_taken_over(tmp_path: Path, caplog: py
         )
         assert daemon.time.steady_s - rate.received_s == pytest.approx(age_s, abs=0.001)
     intervals = {symbol: old["fundingIntervalHours"] for symbol, old in written["funding_state"].items()}
-    assert daemon.rest.interval_hours == {symbol: hours for symbol, hours in intervals.items() if hours != 8}
+    assert {symbol: terms.hours for symbol, terms in daemon.intervals.terms.items()} == intervals
     assert daemon.comparison.state == written["comparison"]
     (quarter,) = daemon.last_day.to_json(daemon.time.wall_s)["history"]
     assert (quarter["runs"], quarter["compared"], quarter["worst"]) == (7, 84, 11.228)

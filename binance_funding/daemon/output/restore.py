@@ -6,14 +6,15 @@ from typing import Any
 
 from ...clock import Clock
 from ...log import EventLogger
-from ...schema import GAP_SECONDS, USUAL_INTERVAL_HOURS
+from ...schema import GAP_SECONDS
 from ...settings import Settings
 from ...state_file import UnusableState, read, written_age_s
 from ..market.book import Book
 from ..market.comparison import Comparison
 from ..market.freshness import FreshnessWatch
+from ..market.intervals import Intervals
 from ..market.last_day import LastDay
-from ..record import FundingRate
+from ..record import FundingRate, Terms
 from ..source.pool import StreamPool
 from ..source.refusals import LONGEST_BAN_S
 from ..source.rest_poller import RestPoller
@@ -27,6 +28,7 @@ def restore(
     clock: Clock,
     *,
     book: Book,
+    intervals: Intervals,
     freshness: FreshnessWatch,
     last_day: LastDay,
     comparison: Comparison,
@@ -53,7 +55,8 @@ def restore(
     is_same_boot = bool(boot_id) and state["boot_id"] == boot_id
     latest_s = now.steady_s - (0.0 if is_same_boot else settings.stale_seconds)
     book.restore(_rate(symbol, record, steady_minus_file_s, latest_s) for symbol, record in records.items())
-    rest.restore(pause_s(status["rest"], file_now_s), *_intervals(records))
+    intervals.restore({symbol: _terms(record) for symbol, record in records.items()})
+    rest.restore(pause_s(status["rest"], file_now_s))
     stream.restore(pause_s(status, file_now_s))
     last_day.restore(state)
     comparison.state = state["comparison"]
@@ -82,12 +85,11 @@ def _rate(symbol: str, record: Mapping[str, Any], steady_minus_file_s: float, la
         event_time_ms=int(record["eventTime"]),
         source=record["source"],
         received_s=min(latest_s, record["updatedAt"] + steady_minus_file_s),
+        estimated_settle_price=record["estimatedSettlePrice"],
+        interest_rate=record["interestRate"],
     )
 
 
-def _intervals(records: Mapping[str, Any]) -> tuple[dict[str, int], frozenset[str]]:
-    """Return the funding intervals that Binance named, by symbol, and the symbols of which they are known."""
-    known = {
-        s: record["fundingIntervalHours"] for s, record in records.items() if "fundingIntervalAssumed" not in record
-    }
-    return {symbol: hours for symbol, hours in known.items() if hours != USUAL_INTERVAL_HOURS}, frozenset(known)
+def _terms(record: Mapping[str, Any]) -> Terms:
+    cap, floor = record["fundingRateCap"], record["fundingRateFloor"]
+    return Terms(record["fundingIntervalHours"], cap, floor, is_assumed="fundingIntervalAssumed" in record)

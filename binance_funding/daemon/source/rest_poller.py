@@ -14,7 +14,7 @@ import contextlib
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ...clock import Clock
@@ -23,6 +23,7 @@ from ...settings import Settings
 from ..market.book import Book
 from ..market.exchange_clock import ExchangeClock
 from ..market.freshness import FreshnessWatch
+from ..market.intervals import ImplausibleAnswer, Intervals
 from ..market.stream_state import StreamState
 from ..market.thresholds import current_s
 from . import rates
@@ -31,13 +32,11 @@ from .feed import Feed
 from .rest_client import Aborted, RestClient, RestError
 
 PREMIUM_INDEX, TIME, _FUNDING_INFO = "/fapi/v1/premiumIndex", "/fapi/v1/time", "/fapi/v1/fundingInfo"
-_INTERVALS_KEPT_S, _INTERVALS_RETRY_S, _INTERVALS_LIMIT_S = 3600.0, 55.0, 5.0
+_INTERVALS_LIMIT_S = 5.0
 # An answer with a longer round trip says too little about the time.
 _TIME_LIMIT_S = 2.0
 # A question that is not for a snapshot needs this much time before the next snapshot may be due.
 _MIN_SPARE_S = 0.5
-# An answer that lacks more of the symbols whose interval was known is a fault.
-_MAX_UNLISTED_SHARE = 0.1
 # If Binance refuses without saying for how long (firewall, country), the wait doubles up to this.
 _MAX_WAIT_WITHOUT_RETRY_AFTER_S = 300.0
 _WITHOUT_RETRY_AFTER = (403, 451)
@@ -61,6 +60,7 @@ class RestPoller:
         exchange_clock: ExchangeClock,
         book: Book,
         freshness: FreshnessWatch,
+        intervals: Intervals,
         stream_state: StreamState,
         client: RestClient,
         feed: Feed,
@@ -74,10 +74,6 @@ class RestPoller:
         self.last_error: str | None = None
         self.trouble: str | None = None
         """What keeps snapshots from coming now."""
-        self.interval_hours: Mapping[str, int] = {}
-        """Funding interval by symbol, if Binance lists it. Replaced as a whole."""
-        self.interval_known: frozenset[str] = frozenset()
-        """The symbols at the time when Binance last listed the intervals. An unlisted one of them has 8 h."""
         self.progress_s = clock.steady_s()
         """Steady time at which the thread last went round. A request that hangs keeps it standing."""
         self._settings = settings
@@ -86,6 +82,7 @@ class RestPoller:
         self._exchange_clock = exchange_clock
         self._book = book
         self._freshness = freshness
+        self._intervals = intervals
         self._stream_state = stream_state
         self._throttle = LogThrottle(EventLogger(__name__), clock.steady_s)
         self._client = client
@@ -102,12 +99,9 @@ class RestPoller:
         self._failed_in_a_row = 0
         self._retry_at_s = math.inf
         """When a failed snapshot is asked for again in fallback."""
-        self._intervals_learned_s = -math.inf
-        self._intervals_asked_s = -math.inf
 
-    def restore(self, pause_s: float, interval_hours: Mapping[str, int], interval_known: frozenset[str]) -> None:
-        """Go on from what an earlier daemon knew: a ban outlives it, and so do the funding intervals."""
-        self.interval_hours, self.interval_known = interval_hours, interval_known
+    def restore(self, pause_s: float) -> None:
+        """Wait for as long as Binance had asked an earlier daemon to."""
         self._paused_until_s = self._clock.steady_s() + pause_s
 
     def run(self, stop: threading.Event) -> None:
@@ -219,8 +213,8 @@ class RestPoller:
             self._exchange_clock.note_asked(now_s)
             self._request_extra(TIME, min(_TIME_LIMIT_S, spare_s), self._learn_time)
             return True
-        if self._are_intervals_due(now_s):
-            self._intervals_asked_s = now_s
+        if now_s >= self._intervals.ask_due_s and self._freshness.latest.symbols:
+            self._intervals.note_asked(now_s)
             self._request_extra(_FUNDING_INFO, min(_INTERVALS_LIMIT_S, spare_s), self._learn_intervals)
             return True
         return False
@@ -231,7 +225,7 @@ class RestPoller:
         over = "time of Binance learned again" if path == TIME else "funding intervals known again"
         try:
             learn(self._client.get(path, limit_s), asked_s)
-        except (RestError, rates.MalformedMessage) as error:
+        except (RestError, rates.MalformedMessage, ImplausibleAnswer) as error:
             cause = _cause(error)
             self._apply_pause(cause)
             if self.trouble is None:  # else REST fails as a whole, and this has been logged
@@ -242,26 +236,9 @@ class RestPoller:
     def _learn_time(self, body: bytes, asked_s: float) -> None:
         self._exchange_clock.note_answer(rates.decode_server_time(body), asked_s, self._clock.steady_s())
 
-    def _are_intervals_due(self, now_s: float) -> bool:
-        """Whether the funding intervals are an hour old, or a symbol is new."""
-        if now_s < self._intervals_asked_s + _INTERVALS_RETRY_S:
-            return False
-        symbols, is_old = self._symbols(), now_s - self._intervals_learned_s >= _INTERVALS_KEPT_S
-        return bool(symbols) and (is_old or not symbols <= self.interval_known)
-
     def _learn_intervals(self, body: bytes, _asked_s: float) -> None:
-        """Take over the intervals. A symbol that an answer no longer lists keeps its interval."""
-        listed, symbols = rates.decode_funding_info(body), self._symbols()
-        known = {symbol: hours for symbol, hours in self.interval_hours.items() if symbol in symbols}
-        lost = known.keys() - listed.keys()
-        if len(lost) > _MAX_UNLISTED_SHARE * len(known):
-            raise rates.MalformedMessage(f"{len(lost)} of {len(known)} known symbols are missing")
-        self.interval_hours, self.interval_known = {**known, **listed}, symbols
-        self._intervals_learned_s = self._clock.steady_s()
-
-    def _symbols(self) -> frozenset[str]:
-        return frozenset(rate.symbol for rate in self._book.rates())
+        self._intervals.note_answer(rates.decode_funding_info(body), self._book.rates())
 
 
-def _cause(error: RestError | rates.MalformedMessage) -> Cause:
+def _cause(error: RestError | ValueError) -> Cause:
     return error.cause if isinstance(error, RestError) else Cause(Kind.MALFORMED, str(error))
