@@ -244,6 +244,7 @@ class Daemon:
     def _describe(self, now: Moment) -> dict[str, Any]:
         """Return all members of the state file that follow the records."""
         offset_s, freshness = self._exchange_clock.wall_offset_s(), self._freshness.latest
+        uncertainty_s, symbol_seconds = self._exchange_clock.uncertainty_s(), self._freshness.symbol_seconds.totals
         status = {
             **self._stream.status(),
             "last_message_time": self._feed.last_message_wall_s,
@@ -255,6 +256,9 @@ class Daemon:
             "symbols_halted": freshness.halted,
             "market_served_time": now.wall_at(freshness.served_s),
             "clock_offset_seconds": None if offset_s is None else round(offset_s, 3),
+            "age_uncertainty_seconds": None if uncertainty_s is None else round(uncertainty_s, 4),
+            "symbol_seconds": round(symbol_seconds["all"], 3),
+            "fresh_symbol_seconds": {within: round(s, 3) for within, s in symbol_seconds.items() if within != "all"},
             # Counted on the boot clock: setting the wall clock does not change how long the daemon has run.
             "daemon_start_time": now.wall_at(self._started_s),
             "gaps_ended": self._freshness.gaps_ended,

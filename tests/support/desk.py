@@ -55,7 +55,7 @@ class Desk(Parts):
             rate(symbol, event_time_ms=event_ms, source=REST, received_s=self.now_s)
             for symbol, event_ms in event_times_ms.items()
         ]
-        self.freshness.merge(rates)
+        self.freshness.merge(rates, is_snapshot=True)
         self.book.note_snapshot(rates, self.now_s)
 
     def _merge(self, source: str, symbols: tuple[str, ...], lag_s: float) -> int:

@@ -98,6 +98,8 @@ def test_records_are_taken_over_with_their_old_times(daemon: StartingDaemon) -> 
         EVENT_MS,
         "rest",
         STEADY_S - 20.5,
+        estimated_settle_price=91731.1,
+        interest_rate=0.0001,
     )
     assert (second.symbol, second.source, second.received_s) == ("币", "websocket", STEADY_S)
     assert list(daemon.book.stream_rates()) == ["币"]
@@ -178,7 +180,7 @@ def test_the_terms_of_funding_are_taken_over_with_their_marks(daemon: StartingDa
     """Interval, cap, floor, interest rate, and whether the interval is only assumed."""
     records = {
         "FOUR": record(fundingIntervalHours=4, fundingRateCap=0.02, fundingRateFloor=-0.02, interestRate=0.0003),
-        "NEW": record(fundingIntervalAssumed=True),
+        "NEW": record(fundingRateCap=None, fundingRateFloor=None, interestRate=None, fundingIntervalAssumed=True),
     }
     put(daemon.path, state(records))
     daemon.restore()

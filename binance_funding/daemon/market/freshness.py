@@ -5,6 +5,7 @@ the counted symbols that the stream has delivered, or on all of them if it has d
 as current as all of these symbols but 1 %.
 """
 
+import math
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from . import thresholds
 from .book import Book
 from .exchange_clock import ExchangeClock
 from .last_day import LastDay
+from .symbol_seconds import SymbolSeconds
 
 _log = EventLogger(__name__)
 
@@ -65,8 +67,9 @@ class _Times(NamedTuple):
 class _Gap:
     """A gap that has not ended."""
 
-    def __init__(self, start_s: float) -> None:
+    def __init__(self, start_s: float, not_running_s: float) -> None:
         self.start_s = start_s
+        self.not_running_s = not_running_s  # how long of it no daemon ran
         self.missing: set[str] = set()  # every symbol that lacked new data at some time in the gap
 
 
@@ -85,8 +88,8 @@ class FreshnessWatch:
         """Measure nothing yet; `trouble` names what is wrong with the sources at the moment, as the cause of a gap."""
         self.gaps_ended = 0
         self.gap_seconds = 0.0
-        self.not_running = False
-        """True if the restored file is older than one gap: the first gap is then time without a daemon."""
+        self.symbol_seconds = SymbolSeconds(settings.stale_seconds, last_day)
+        self._not_running_s = 0.0  # time without a daemon that belongs to the gap that begins at the start
         self._settings = settings
         self._current_s = thresholds.current_s(settings)
         self._clock = clock
@@ -103,19 +106,30 @@ class FreshnessWatch:
         self.latest = self._measure(self.started_s)
         """The last measurement."""
 
-    def start_at(self, started_s: float, served_s: float) -> None:
-        """Go on from an earlier daemon, after the book was restored: its start, and when it last had new data."""
+    def start_at(self, started_s: float, served_s: float, not_running_s: float) -> None:
+        """Go on from an earlier daemon, after the book was restored.
+
+        Its start, when it last had new data, and for how long no daemon has run since. In that time nothing was fresh.
+        """
         self.started_s = min(self.started_s, started_s)
-        latest = self._measure(self._clock.steady_s())
+        self._not_running_s = not_running_s
+        now = self._clock.now()
+        latest = self._measure(now.steady_s)
+        self.symbol_seconds.add([-math.inf] * latest.listed, now.steady_s - not_running_s, now)
         self.latest = latest._replace(served_s=max(latest.served_s, min(served_s, latest.measured_s)))
         self.observe()
 
-    def merge(self, rates: Sequence[FundingRate]) -> int:
-        """Merge decoded rows of one source into the book; return how many were new."""
+    def merge(self, rates: Sequence[FundingRate], *, is_snapshot: bool = False) -> int:
+        """Merge decoded rows of one source into the book; return how many were new.
+
+        The rows of a snapshot may change which symbols are counted.
+        """
         now_s, latest = self._clock.steady_s(), self.latest
-        # New data hides how old the data had become: note that first, unless somebody has just done so.
+        # New data hides how old the data had become: note that first, unless somebody has just done so. While all
+        # records are young, and remain the same number, it makes no difference to the symbol-seconds.
         is_unwatched = now_s - latest.measured_s > thresholds.UNWATCHED_S
-        if is_unwatched or now_s - latest.served_s > thresholds.GAP_SECONDS:
+        is_old = now_s - min(latest.oldest_s, latest.served_s) > thresholds.FRESH_S[0]
+        if is_unwatched or is_old or is_snapshot or not latest.symbols:
             self.observe()
         merged = self._book.merge(rates)
         if merged and self._gap is not None:
@@ -131,6 +145,7 @@ class FreshnessWatch:
         with self._lock:
             now = self._clock.now()
             latest = self._measure(now.steady_s)
+            self.symbol_seconds.add(self._times().counted_s, self.latest.measured_s, now)
             # served_s never goes back, even if newer data is stale or the set of counted symbols changes.
             self.latest = latest = latest._replace(served_s=max(latest.served_s, self.latest.served_s))
             self._last_day.data_age(now.wall_s, now.steady_s - latest.oldest_s)
@@ -143,7 +158,9 @@ class FreshnessWatch:
         """Begin a gap, go on with it, or return the gap that has ended."""
         gap = self._gap
         if latest.measured_s - latest.served_s > thresholds.GAP_SECONDS:
-            gap = self._gap = gap or _Gap(latest.served_s)
+            if gap is None:
+                gap = self._gap = _Gap(latest.served_s, self._not_running_s)
+                self._not_running_s = 0.0
             gap.missing |= self._missing(latest.measured_s)
             return None
         self._gap = None
@@ -159,14 +176,23 @@ class FreshnessWatch:
         return {rate.symbol for rate, time_s in zip(counted, served_s, strict=True) if time_s < since_s}
 
     def _note_gap(self, gap: _Gap, end_s: float, end_wall_s: float) -> None:
-        cause, seconds = "not running" if self.not_running else self._trouble(), round(end_s - gap.start_s, 3)
-        self.not_running = False
+        seconds = round(end_s - gap.start_s, 3)
+        cause = self._cause(gap.not_running_s, seconds)
         self._last_day.gap(end_wall_s - seconds, seconds, cause)
         self.gaps_ended += 1
         self.gap_seconds = round(self.gap_seconds + seconds, 3)
         self._throttle.warn("gap ended", cause, seconds=seconds)
         # The next gap is a new problem. The throttle still counts gaps that follow each other closely as one.
         self._throttle.resolve("gap ended")
+
+    def _cause(self, not_running_s: float, seconds: float) -> str:
+        """Name what caused a gap of this length. Two causes are named with the seconds of each."""
+        if not_running_s <= thresholds.GAP_SECONDS:
+            return self._trouble()
+        outage_s = seconds - not_running_s
+        if outage_s <= thresholds.GAP_SECONDS:
+            return "not running"
+        return f"not running for {not_running_s:.0f} s; for {outage_s:.0f} s {self._trouble()}"
 
     def _counted(self) -> tuple[list[FundingRate], list[FundingRate]]:
         """Return the newest records of the counted symbols, and of all others."""

@@ -60,9 +60,8 @@ def restore(
     stream.restore(pause_s(status, file_now_s))
     last_day.restore(state)
     comparison.state = state["comparison"]
-    freshness.not_running = down_s > GAP_SECONDS
     started_s, served_s = status["daemon_start_time"] or state["updated_at"], status["market_served_time"] or 0.0
-    freshness.start_at(started_s + steady_minus_file_s, served_s + steady_minus_file_s)
+    freshness.start_at(started_s + steady_minus_file_s, served_s + steady_minus_file_s, down_s)
     if down_s <= GAP_SECONDS:
         # So short a restart is no gap, and none in what was watched either.
         last_day.count(now.wall_s, observed=down_s)

@@ -75,7 +75,7 @@ class Feed:
         oldest_s = received.steady_s - self._settings.stale_seconds
         stream = {symbol: rate for symbol, rate in self._book.stream_rates().items() if rate.received_s >= oldest_s}
         self._comparison.run(stream, decoded.rates, received.wall_s)
-        self._freshness.merge(decoded.rates)
+        self._freshness.merge(decoded.rates, is_snapshot=True)
         return self._book.note_snapshot(decoded.rates, received.steady_s)
 
     def _admit(self, decoded: Decoded, source: str, received_s: float) -> Decoded:
