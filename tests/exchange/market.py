@@ -59,6 +59,9 @@ class Instrument:
     interval_listed: bool
     fundless_rate: str | None
     has_unknown_field: bool
+    interval_before_h: int = 8
+    """The interval until `interval_from_ms`."""
+    interval_from_ms: int = 0
 
 
 class Market:
@@ -116,14 +119,16 @@ class Market:
         """Return the hours between two fundings of a symbol: 1, 2, 4 or 8."""
         return self._by_symbol[symbol].interval_h
 
-    def change_interval(self, symbols: Iterable[str], interval_h: int) -> None:
-        """Let other intervals hold from now on: the next funding times show them, fundingInfo does not yet.
+    def change_interval(self, symbols: Iterable[str], interval_h: int, from_ms: int = 0) -> None:
+        """Let other intervals hold from that time on: the next funding times show them, fundingInfo does not yet.
 
         Raises KeyError for a symbol the market never had.
         """
         for symbol in symbols:
-            self._published_h.setdefault(symbol, self._by_symbol[symbol].interval_h)
-            self._replace(replace(self._by_symbol[symbol], interval_h=interval_h, interval_listed=True))
+            one = self._by_symbol[symbol]
+            self._published_h.setdefault(symbol, one.interval_h)
+            changed = replace(one, interval_h=interval_h, interval_before_h=one.interval_h, interval_from_ms=from_ms)
+            self._replace(replace(changed, interval_listed=True))
 
     def publish_intervals(self) -> None:
         """Let fundingInfo name the intervals that hold."""
@@ -292,7 +297,8 @@ def _row(one: Instrument, event_time_ms: int) -> dict[str, Any]:
         "st": one.market_id,
     }
     if one.fundless_rate is None:
-        interval_ms = one.interval_h * HOUR_MS
+        is_changed = event_time_ms >= one.interval_from_ms
+        interval_ms = (one.interval_h if is_changed else one.interval_before_h) * HOUR_MS
         slow_angle = one.phase + math.tau * (event_time_ms % SLOW_WAVE_PERIOD_MS) / SLOW_WAVE_PERIOD_MS
         waves = math.cos(angle) + math.cos(slow_angle)  # the slow one tells settlements apart
         row["r"] = _decimal(one.base_rate + WAVE_FUNDING_RATE * waves)

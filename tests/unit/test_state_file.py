@@ -101,8 +101,13 @@ def test_the_file_of_the_release_before_is_read(path: Path) -> None:
         if name not in ("connection_status", "funding_state", "history"):
             assert content[name] == values, name
     lacking = {"stream_lag_seconds", "paused_until", "symbols_behind", "symbols_halted", "market_served_time"}
+    lacking |= {"age_uncertainty_seconds", "symbol_seconds", "fresh_symbol_seconds"}
     assert written["connection_status"].keys() == content["connection_status"].keys() - lacking
-    assert content["connection_status"] == {**dict.fromkeys(lacking), **written["connection_status"]}
+    assert content["connection_status"] == {
+        **dict.fromkeys(lacking),
+        "fresh_symbol_seconds": {},
+        **written["connection_status"],
+    }
     (old_quarter,), (quarter,) = written["history"], content["history"]
     assert quarter == {**dict.fromkeys((one.name for one in QUARTER), 0), **old_quarter}
     names = [one.name for one in RECORD]
