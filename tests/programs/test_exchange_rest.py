@@ -90,9 +90,10 @@ class TestRest:
         assert get(exchange, FUNDING_INFO).json() == exchange.market.funding_info()
 
     def test_funding_rate(self, exchange: Exchange) -> None:
-        """The settlements of one symbol are the market's, 100 unless fewer are asked for, since a time where one is."""
+        """The settlements are those of the ledger."""
         rows = get(exchange, FUNDING_RATE + "?symbol=BTCUSDT").json()
-        assert rows == exchange.market.funding_history("BTCUSDT", exchange.now_ms(), 0, 100)
+        assert (200, rows) == exchange.ledger.answer({"symbol": "BTCUSDT"}, exchange.now_ms())
+        assert len(rows) == 100
         assert get(exchange, FUNDING_RATE + "?symbol=BTCUSDT&limit=2").json() == rows[-2:]
         assert get(exchange, f"{FUNDING_RATE}?symbol=BTCUSDT&startTime={rows[-3]['fundingTime']}").json() == rows[-3:]
         assert get(exchange, FUNDING_RATE + "?symbol=NONE").json()["code"] == -1121

@@ -69,20 +69,6 @@ class TestMarket:
         assert all(market.funding_interval_h(symbol) == 8 for symbol in market.symbols - listed.keys())
         assert market.symbols - listed.keys()
 
-    def test_settlements_are_those_of_the_rows(self) -> None:
-        """Settled is what the row of that moment says; the newest comes last, when it is due, a few ms late."""
-        market = Market(**SMALL)
-        next_ms = market.row("BTCUSDT", EVENT_TIME_MS)["T"]
-        before = market.funding_history("BTCUSDT", next_ms - 1, 0, 3)
-        after = market.funding_history("BTCUSDT", next_ms + 10, 0, 4)
-        assert len(before) == 3
-        assert after[:-1] == before
-        assert after[-1]["fundingRate"] == market.row("BTCUSDT", next_ms)["r"]
-        assert 0 <= after[-1]["fundingTime"] - next_ms < 8
-        assert len({row["fundingRate"] for row in after}) == 4
-        assert market.funding_history("BTCUSDT", next_ms + 10, next_ms, 4) == after[-1:]
-        assert market.funding_history(next(iter(market.fundless_symbols)), next_ms, 0, 4) == []
-
     def test_sources_can_differ(self) -> None:
         """Symbols can be missing in either source, and differ in REST by more than a comparison tolerates."""
         market = Market(**SMALL)
