@@ -73,6 +73,8 @@ class Window(NamedTuple):
     """Settlements within a time, in ascending order."""
 
     rows: list[Settlement]
+    from_ms: int
+    """The beginning of that time: the first row, if a limit left out older ones."""
     is_complete: bool
 
 
@@ -164,10 +166,7 @@ class SettlementReader(_Database):
     """
 
     def history(self, symbol: str, from_ms: int, to_ms: int, limit: int | None = None) -> Window:
-        """Return the settlements of a symbol with their intervals: those within a time, of these the newest `limit`.
-
-        If the limit leaves some out, `is_complete` is about the time from the first row on.
-        """
+        """Return the settlements of a symbol with their intervals: those within a time, of these the newest `limit`."""
         since_ms = from_ms - _LONGEST_INTERVAL_MS  # the first interval needs the settlement before it
         with self._transaction("BEGIN") as connection:
             rows = _settlements(
@@ -183,7 +182,7 @@ class SettlementReader(_Database):
         if limit is not None and len(asked) > limit:
             asked = asked[-limit:]
             from_ms = asked[0].funding_time_ms
-        return Window(asked, not _is_any_within(missing_ms, _hour_of(from_ms), to_ms))
+        return Window(asked, from_ms, not _is_any_within(missing_ms, _hour_of(from_ms), to_ms))
 
     def window(self, from_ms: int, to_ms: int, limit: int, *, symbol: str | None, newest: bool) -> Window:
         """Return the oldest or the newest settlements within a time, of one symbol or of all. Intervals are left out.
@@ -201,9 +200,8 @@ class SettlementReader(_Database):
                 f"ORDER BY hour_ms {direction}, funding_time_ms {direction} LIMIT ?",
                 (_hour_of(from_ms), to_ms, from_ms, to_ms, *symbols, limit),
             )
-            (oldest_ms,) = connection.execute("SELECT MIN(hour_ms) FROM hour").fetchone()
-            missing_ms = [0] if oldest_ms is None else _missing_hours(connection, max(from_ms, oldest_ms), to_ms)
-        return Window(rows[::-1] if newest else rows, not missing_ms)
+            missing_ms = _missing_hours(connection, max(from_ms, _oldest_known_hour(connection)), to_ms)
+        return Window(rows[::-1] if newest else rows, from_ms, not missing_ms)
 
     def _open(self) -> sqlite3.Connection:
         # The identity is taken first: if the file is replaced meanwhile, it is opened once more, and never kept.
@@ -405,11 +403,19 @@ def _hour_of(time_ms: int) -> int:
 
 
 def _missing_hours(connection: sqlite3.Connection, from_ms: int, to_ms: int) -> list[int]:
-    """Return the hours within a time that are not known, in ascending order."""
-    first_ms = _hour_of(from_ms)
+    """Return the hours within a time that are not known, in ascending order.
+
+    The hour before the oldest known one stands for all that are before it.
+    """
+    first_ms = max(_hour_of(from_ms), _oldest_known_hour(connection) - HOUR_MS)
     known = connection.execute("SELECT hour_ms FROM hour WHERE hour_ms BETWEEN ? AND ?", (first_ms, to_ms))
     hours = {hour_ms for (hour_ms,) in known}
     return [hour_ms for hour_ms in range(first_ms, to_ms + 1, HOUR_MS) if hour_ms not in hours]
+
+
+def _oldest_known_hour(connection: sqlite3.Connection) -> int:
+    (oldest_ms,) = connection.execute("SELECT MIN(hour_ms) FROM hour").fetchone()
+    return int(oldest_ms or 0)
 
 
 def _is_any_within(sorted_ms: list[int], from_ms: int, to_ms: int) -> bool:
