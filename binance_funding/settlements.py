@@ -187,7 +187,8 @@ class SettlementReader(_Database):
     def window(self, from_ms: int, to_ms: int, limit: int, *, symbol: str | None, newest: bool) -> Window:
         """Return the oldest or the newest settlements within a time, of one symbol or of all. Intervals are left out.
 
-        The window is complete if no hour is unknown since the beginning of the history.
+        The window is complete if no hour is unknown, from the beginning of the history on. If the limit leaves rows
+        out, this is about the time of the others.
         """
         # By way of the hours, the rows of one symbol are found without reading those of the others.
         source = "settlement" if symbol is None else "hour JOIN settlement USING (hour_ms)"
@@ -200,7 +201,10 @@ class SettlementReader(_Database):
                 f"ORDER BY hour_ms {direction}, funding_time_ms {direction} LIMIT ?",
                 (_hour_of(from_ms), to_ms, from_ms, to_ms, *symbols, limit),
             )
-            missing_ms = _missing_hours(connection, max(from_ms, _oldest_known_hour(connection)), to_ms)
+            if len(rows) == limit:
+                from_ms, to_ms = (rows[-1].funding_time_ms, to_ms) if newest else (from_ms, rows[-1].funding_time_ms)
+            oldest_ms = _oldest_known_hour(connection)
+            missing_ms = [0] if oldest_ms is None else _missing_hours(connection, max(from_ms, oldest_ms), to_ms)
         return Window(rows[::-1] if newest else rows, from_ms, not missing_ms)
 
     def _open(self) -> sqlite3.Connection:
@@ -293,9 +297,10 @@ class SettlementWriter(_Database):
         with self._transaction("BEGIN") as connection:
             asked_ms = dict(connection.execute("SELECT hour_ms, asked_ms FROM hour"))
         for hour_ms in range(_hour_of(now_ms), self._oldest_hour(now_ms) - 1, -HOUR_MS):
-            first_ms = hour_ms + PUBLISHED_WITHIN_MS
-            is_open = any(asked_ms.get(hour_ms, 0) < at_ms <= now_ms for at_ms in (first_ms, first_ms + HOUR_MS))
-            if is_open and hour_ms not in leave_out:
+            due_ms = hour_ms + PUBLISHED_WITHIN_MS
+            if asked_ms.get(hour_ms, 0) >= due_ms:
+                due_ms += HOUR_MS
+            if asked_ms.get(hour_ms, 0) < due_ms <= now_ms and hour_ms not in leave_out:
                 return hour_ms
         return None
 
@@ -405,17 +410,19 @@ def _hour_of(time_ms: int) -> int:
 def _missing_hours(connection: sqlite3.Connection, from_ms: int, to_ms: int) -> list[int]:
     """Return the hours within a time that are not known, in ascending order.
 
-    The hour before the oldest known one stands for all that are before it.
+    The last hour before the oldest known one stands for all hours before it: a client may ask for 50 years.
     """
-    first_ms = max(_hour_of(from_ms), _oldest_known_hour(connection) - HOUR_MS)
-    known = connection.execute("SELECT hour_ms FROM hour WHERE hour_ms BETWEEN ? AND ?", (first_ms, to_ms))
+    first_ms, last_ms = _hour_of(from_ms), _hour_of(to_ms)
+    oldest_ms = _oldest_known_hour(connection)
+    first_ms = max(first_ms, last_ms if oldest_ms is None else min(last_ms, oldest_ms - HOUR_MS))
+    known = connection.execute("SELECT hour_ms FROM hour WHERE hour_ms BETWEEN ? AND ?", (first_ms, last_ms))
     hours = {hour_ms for (hour_ms,) in known}
-    return [hour_ms for hour_ms in range(first_ms, to_ms + 1, HOUR_MS) if hour_ms not in hours]
+    return [hour_ms for hour_ms in range(first_ms, last_ms + 1, HOUR_MS) if hour_ms not in hours]
 
 
-def _oldest_known_hour(connection: sqlite3.Connection) -> int:
+def _oldest_known_hour(connection: sqlite3.Connection) -> int | None:
     (oldest_ms,) = connection.execute("SELECT MIN(hour_ms) FROM hour").fetchone()
-    return int(oldest_ms or 0)
+    return None if oldest_ms is None else int(oldest_ms)
 
 
 def _is_any_within(sorted_ms: list[int], from_ms: int, to_ms: int) -> bool:

@@ -136,10 +136,8 @@ class SettlementWorld:
     def _leap_s(self) -> float:
         """Return the seconds to the next time of an hour at which anything may happen."""
         into_ms = self.now_ms() % HOUR_MS
-        if into_ms < 60_000 or into_ms > HOUR_MS - _NEAR_HOUR_MS:
-            return 0.0
-        marks_ms = [at_ms for at_ms in (300_000, 601_000, 605_000, HOUR_MS - 20_000) if at_ms > into_ms]
-        return (min(marks_ms) - into_ms) / 1000 if marks_ms else 0.0
+        marks_s = (21, 31, 36, 65, 100, 125, 250, 601, 605, 3596)
+        return min([mark_s - into_ms / 1000 for mark_s in marks_s if mark_s * 1000 > into_ms], default=0.0)
 
     def _tick(self) -> None:
         now_ms = self.now_ms()

@@ -44,8 +44,8 @@ _ESTIMATES_AFTER_MS = 20_000
 _MAX_UNWATCHED_MS = 60_000
 # A fault is met with waits that double from the first of these to the second.
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 10.0, 320.0
-# An hour with malformed rows is asked for again after this time. Meanwhile it counts as unknown.
-_MALFORMED_HOUR_S = 3600.0
+# An hour whose answer is in doubt is asked for again after this time. Meanwhile it counts as unknown.
+_DOUBTED_FOR_S = 3600.0
 # At these hours of the day every symbol is settled, so an answer without rows is wrong.
 _ALL_SETTLED_MS = 8 * HOUR_MS
 # While old hours are filled, the sums are computed once in this time.
@@ -74,6 +74,7 @@ class _Window:
     symbols: list[str] = field(default_factory=list)
     """To be asked for one by one at `from_ms`, since one page cannot hold all rows of that millisecond."""
     is_malformed: bool = False
+    is_empty: bool = True
 
 
 class SettlementFiller:
@@ -120,10 +121,10 @@ class SettlementFiller:
         """Settlement times whose last estimates are not in the history yet."""
         self._next_ask_ms: dict[int, int] = {}
         """By settlement time: when to ask for it next."""
-        self._malformed_until_s: dict[int, float] = {}
-        """By hour: until when it is left out, since its last answer had malformed rows."""
-        self._not_before_s = -math.inf
-        """No request is sent before this steady time."""
+        self._doubted_until_s: dict[int, float] = {}
+        """By hour: until when it is left out, since its last answer had malformed rows or none at all."""
+        self._not_before_s = clock.steady_s() + _REQUEST_EVERY_S
+        """No request is sent before this steady time. So a daemon that is restarted again and again keeps the pace."""
         self._retry_s = _FIRST_RETRY_S
         self._summarize_at_s = -math.inf
         """When to compute the summaries next."""
@@ -150,21 +151,22 @@ class SettlementFiller:
     def step(self) -> float:
         """Do what is due, at most one request; return the seconds to the next step. Raises BrokenOff."""
         self.progress_s = self._clock.steady_s()
-        now_ms, wait_s = self._now_ms(), _STEP_S
+        now_ms = self._now_ms()
         if now_ms is None:
             self.summaries, self._summarize_at_s = {}, -math.inf
             return 1.0
         try:
             self._watch(now_ms)
             self._keep_estimates(now_ms)
-            if self._may_ask() and self.progress_s >= self._not_before_s and self._ask(now_ms):
-                wait_s = self._not_before_s - self._clock.steady_s()
+            if self._may_ask() and self.progress_s >= self._not_before_s:
+                self._ask(now_ms)
             if self.progress_s >= self._summarize_at_s:
                 self.summaries, self._summarize_at_s = self._writer.summaries(now_ms), math.inf
         except (HistoryFault, RestError, MalformedMessage) as error:
             self._note_fault(error)
         until_hour_s = (HOUR_MS - now_ms % HOUR_MS) / 1000
-        return max(0.05, min(wait_s, until_hour_s))
+        until_request_s = self._not_before_s - self._clock.steady_s()
+        return max(0.05, min(_STEP_S, until_hour_s, until_request_s if until_request_s > 0 else _STEP_S))
 
     def _watch(self, now_ms: int) -> None:
         """Note the settlement times that have passed since the last step, and who was due at each.
@@ -193,11 +195,11 @@ class SettlementFiller:
                 self._writer.keep_estimates(due_ms, {symbol: round(rate * E8) for symbol, rate in rates.items()})
                 self._without_estimates.remove(due_ms)
 
-    def _ask(self, now_ms: int) -> bool:
-        """Ask for the next page of what is missing; return whether something was."""
+    def _ask(self, now_ms: int) -> None:
+        """Ask for the next page of what is missing."""
         window = self._window = self._window or self._next_window(now_ms)
         if window is None:
-            return False
+            return
         symbol = window.symbols[-1] if window.symbols else None
         to_ms = window.to_ms if symbol is None else window.from_ms
         query: dict[str, str | int] = {"startTime": window.from_ms, "endTime": to_ms, "limit": _MAX_ROWS}
@@ -213,24 +215,30 @@ class SettlementFiller:
             self.rejected_rows += answer.rejected
             window.is_malformed = True
             self._throttle.warn("settlement rows rejected", answer.first_fault, rows=answer.rejected)
+        window.is_empty = window.is_empty and not answer.length
         is_last = self._turn_page(window, answer)
         self._writer.add(answer.rows, self._checked_hour(window) if is_last else None)
         self._retry_s, self.fault = _FIRST_RETRY_S, None
         self._throttle.resolve(_TROUBLE, log_as="settlement history filled again")
-        at_s = -math.inf if window.hour_ms is None else self._clock.steady_s() + _SUMMARIES_EVERY_S
+        is_recent = now_ms - window.to_ms < HOUR_MS
+        at_s = -math.inf if is_last and is_recent else self._clock.steady_s() + _SUMMARIES_EVERY_S
         self._summarize_at_s = min(self._summarize_at_s, at_s)
         if is_last:
             self._window = None
-        return True
 
     def _checked_hour(self, window: _Window) -> CheckedHour | None:
-        """Return the hour that is known now that all pages of a window have come."""
-        if window.hour_ms is None:
+        """Return the hour that is known now that all pages of a window have come.
+
+        An hour without settlements is believed when it is asked for the second time: there are few of them.
+        """
+        hour_ms = window.hour_ms
+        if hour_ms is None:
             return None
-        if window.is_malformed:
-            self._malformed_until_s[window.hour_ms] = self._clock.steady_s() + _MALFORMED_HOUR_S
+        if window.is_malformed or (window.is_empty and hour_ms not in self._doubted_until_s):
+            self._doubted_until_s[hour_ms] = self._clock.steady_s() + _DOUBTED_FOR_S
             return None
-        return CheckedHour(window.hour_ms, window.asked_ms)
+        self._doubted_until_s.pop(hour_ms, None)
+        return CheckedHour(hour_ms, window.asked_ms)
 
     def _turn_page(self, window: _Window, answer: settlement_rows.DecodedSettlements) -> bool:
         """Prepare the next request of a window; return whether there is none.
@@ -263,7 +271,7 @@ class SettlementFiller:
             self._next_ask_ms[due_ms] = now_ms + (now_ms - due_ms)
             return _Window(due_ms, due_ms + MINUTE_MS - 1, now_ms)
         now_s = self._clock.steady_s()
-        left_out = {hour_ms for hour_ms, until_s in self._malformed_until_s.items() if now_s < until_s}
+        left_out = {hour_ms for hour_ms, until_s in self._doubted_until_s.items() if now_s < until_s}
         hour_ms = self._writer.next_hour(now_ms, left_out)
         return None if hour_ms is None else _Window(hour_ms, hour_ms + HOUR_MS - 1, now_ms, hour_ms)
 

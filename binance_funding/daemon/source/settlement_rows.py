@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 from ...log import printable
 from ...schema import refuse_constant
-from ...settlements import REGULAR, Settlement
+from ...settlements import E8, REGULAR, Settlement
 from .rates import MalformedMessage
 
 # Up to eight places that count, as the history keeps them, and far from the limit of its integers.
 _DECIMAL = re.compile(r"(-?)([0-9]{1,10})(?:\.([0-9]{1,8})0*)?", re.ASCII)
+# A whole position per settlement. The largest dividend of 2026 was 1.24 %.
+_MAX_RATE_E8 = E8
 _RATE_TYPE = re.compile(r"\w{1,20}", re.ASCII)
 _LONGEST_SYMBOL = 64
 _QUOTE_BYTES = 200
@@ -73,10 +75,13 @@ def _settlement(row: Mapping[str, Any]) -> Settlement:
         raise ValueError("funding time")
     if not _RATE_TYPE.fullmatch(rate_type):
         raise ValueError("rate type")
+    rate_e8 = _e8(row["fundingRate"])
+    if abs(rate_e8) >= _MAX_RATE_E8:
+        raise ValueError("funding rate")
     mark_price_e8 = _e8(row["markPrice"]) if row["markPrice"] != "" else None
     if mark_price_e8 is not None and mark_price_e8 <= 0:
         raise ValueError("mark price")
-    return Settlement(symbol, time_ms, rate_type, _e8(row["fundingRate"]), mark_price_e8)
+    return Settlement(symbol, time_ms, rate_type, rate_e8, mark_price_e8)
 
 
 def _e8(text: Any) -> int:
