@@ -128,7 +128,12 @@ class _Database:
         if connection is not None:
             connection.close()
 
-    def _open(self) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
+        """Open the file. Its content is not looked at yet."""
+        raise NotImplementedError
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Check the content of a file that was just opened."""
         raise NotImplementedError
 
     def _look(self) -> tuple[int, int]:
@@ -141,7 +146,10 @@ class _Database:
         try:
             if self._connection is None or self._look() != self._identity:
                 self.close()
-                self._connection = self._open()
+                # The identity is taken first: a file that replaces this one meanwhile is then opened next time.
+                self._identity = self._look()
+                self._connection = self._connect()
+                self._prepare(self._connection)
             self._connection.execute(begin)
             yield self._connection
             self._connection.execute("COMMIT")
@@ -207,16 +215,14 @@ class SettlementReader(_Database):
             missing_ms = [0] if oldest_ms is None else _missing_hours(connection, max(from_ms, oldest_ms), to_ms)
         return Window(rows[::-1] if newest else rows, from_ms, not missing_ms)
 
-    def _open(self) -> sqlite3.Connection:
-        # The identity is taken first: if the file is replaced meanwhile, it is opened once more, and never kept.
-        self._identity = self._look()
+    def _connect(self) -> sqlite3.Connection:
         uri = f"file:{quote(self._path)}?mode=ro"
-        connection = sqlite3.connect(uri, uri=True, timeout=0.0, isolation_level=None)
-        with _closed_on_error(connection):
-            version = _version(connection)
-            if version != len(SCHEMA):
-                raise HistoryFault(FaultKind.VERSION, f"{self._path}: {version} instead of {len(SCHEMA)}")
-        return connection
+        return sqlite3.connect(uri, uri=True, timeout=0.0, isolation_level=None)
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        version = _version(connection)
+        if version != len(SCHEMA):
+            raise HistoryFault(FaultKind.VERSION, f"{self._path}: {version} instead of {len(SCHEMA)}")
 
     def _fault(self, error: Exception) -> HistoryFault:
         if isinstance(error, FileNotFoundError):
@@ -268,12 +274,14 @@ class SettlementWriter(_Database):
         With an hour, everything that Binance has of it has been added, by this call and others before it.
         """
         regular = [row for row in rows if row.rate_type == REGULAR]
+        in_order = sorted(rows, key=lambda row: row.symbol)
+        values = [(*row[:5], _hour_of(row.funding_time_ms), REGULAR, MINUTE_MS) for row in in_order]
         spans = [(row.symbol, row.funding_time_ms - MINUTE_MS + 1, row.funding_time_ms) for row in regular]
         with self._transaction("BEGIN IMMEDIATE") as connection:
             connection.executemany(
                 "INSERT OR IGNORE INTO settlement VALUES (?6, ?1, ?2, ?3, ?4, ?5, CASE ?3 WHEN ?7 THEN ("
                 "SELECT estimate_e8 FROM due WHERE symbol = ?1 AND due_ms > ?2 - ?8 AND due_ms <= ?2) END)",
-                [(*row[:5], _hour_of(row.funding_time_ms), REGULAR, MINUTE_MS) for row in sorted(rows)],
+                values,
             )
             connection.executemany("DELETE FROM due WHERE symbol = ? AND due_ms BETWEEN ? AND ?", spans)
             if checked is not None:
@@ -281,13 +289,11 @@ class SettlementWriter(_Database):
                 last_ms = min(checked.hour_ms + HOUR_MS - 1, checked.asked_ms - PUBLISHED_WITHIN_MS)
                 connection.execute("DELETE FROM due WHERE due_ms BETWEEN ? AND ?", (checked.hour_ms, last_ms))
 
-    def awaited(self, since_ms: int) -> dict[int, set[str]]:
-        """Return the symbols whose settlements are awaited, by the time at which they were due."""
-        found: dict[int, set[str]] = {}
+    def awaited(self, since_ms: int) -> list[int]:
+        """Return when the settlements that are awaited were due, the newest first."""
+        query = "SELECT DISTINCT due_ms FROM due WHERE due_ms >= ? ORDER BY due_ms DESC"
         with self._transaction("BEGIN") as connection:
-            for due_ms, symbol in connection.execute("SELECT due_ms, symbol FROM due WHERE due_ms >= ?", (since_ms,)):
-                found.setdefault(due_ms, set()).add(symbol)
-        return found
+            return [due_ms for (due_ms,) in connection.execute(query, (since_ms,))]
 
     def next_hour(self, now_ms: int, leave_out: Collection[int] = ()) -> int | None:
         """Return the newest hour that Binance has to be asked for, None if there is nothing to ask.
@@ -312,42 +318,30 @@ class SettlementWriter(_Database):
         hour_ms = _hour_of(now_ms)
         first_hours = [hour_ms - days * DAY_MS + HOUR_MS for days in _SUM_DAYS]
         sums = ", ".join(f"SUM(rate_e8) FILTER (WHERE hour_ms >= {first_ms})" for first_ms in first_hours)
-        recent = f"FROM settlement WHERE hour_ms >= {first_hours[-1]}"
+        # Beside MAX, sqlite takes `rate_e8` from the row that has the greatest value.
+        query = (
+            f"SELECT symbol, MAX(CASE rate_type WHEN ? THEN funding_time_ms END), rate_e8, {sums} "  # noqa: S608 - numbers
+            "FROM settlement WHERE hour_ms >= ? GROUP BY symbol"
+        )
+        found = {}
         with self._transaction("BEGIN") as connection:
             is_known = [not _missing_hours(connection, first_ms, hour_ms) for first_ms in first_hours]
             awaited = dict(connection.execute("SELECT symbol, MAX(due_ms) FROM due GROUP BY symbol"))
-            last = {
-                symbol: (rate_e8, time_ms)
-                for symbol, time_ms, rate_e8 in connection.execute(
-                    f"SELECT symbol, MAX(funding_time_ms), rate_e8 {recent} AND rate_type = ? GROUP BY symbol",
-                    (REGULAR,),
-                )
-            }
-            found = {}
-            for symbol, *amounts in connection.execute(f"SELECT symbol, {sums} {recent} GROUP BY symbol"):
+            for symbol, time_ms, rate_e8, *amounts in connection.execute(query, (REGULAR, first_hours[-1])):
                 shown = [
                     amount or 0 if known and awaited.get(symbol, 0) < first_ms else None
                     for amount, known, first_ms in zip(amounts, is_known, first_hours, strict=True)
                 ]
-                found[symbol] = Summary(*last.get(symbol, (None, None)), *shown)
+                found[symbol] = Summary(None if time_ms is None else rate_e8, time_ms, *shown)
         return found
 
     def _oldest_hour(self, now_ms: int) -> int:
         return _hour_of(now_ms - self._days * DAY_MS)
 
-    def _open(self) -> sqlite3.Connection:
-        # Created here, so that its mode does not depend on the daemon's umask: the server may be another user.
-        with contextlib.suppress(FileExistsError):
-            fd = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-            os.fchmod(fd, 0o644)
-            os.close(fd)
-        self._identity = self._look()
-        connection = sqlite3.connect(self._path, timeout=_WRITER_WAITS_S, isolation_level=None)
-        with _closed_on_error(connection):
-            self._upgrade(connection)
-        return connection
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, timeout=_WRITER_WAITS_S, isolation_level=None)
 
-    def _upgrade(self, connection: sqlite3.Connection) -> None:
+    def _prepare(self, connection: sqlite3.Connection) -> None:
         version, newest = _version(connection), len(self._schema)
         if version > newest:
             raise HistoryFault(FaultKind.VERSION, f"{self._path}: {version}, newer than {newest}")
@@ -359,10 +353,12 @@ class SettlementWriter(_Database):
             raise sqlite3.DatabaseError(verdict)
 
     def _look(self) -> tuple[int, int]:
-        try:
-            return super()._look()
-        except FileNotFoundError:
-            return (0, 0)  # Differs from every file, so a new one is started.
+        # Created here if it is missing, so that its mode does not depend on the umask: the server may be another user.
+        with contextlib.suppress(FileExistsError):
+            fd = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            os.fchmod(fd, 0o644)
+            os.close(fd)
+        return super()._look()
 
     def _fault(self, error: Exception) -> HistoryFault:
         fault = super()._fault(error)
@@ -382,15 +378,6 @@ def to_decimal(value_e8: int) -> str:
     """Write a rate or price as Binance does: eight decimal places."""
     whole, rest = divmod(abs(value_e8), E8)
     return f"{'-' if value_e8 < 0 else ''}{whole}.{rest:08d}"
-
-
-@contextlib.contextmanager
-def _closed_on_error(connection: sqlite3.Connection) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        connection.close()
-        raise
 
 
 def _version(connection: sqlite3.Connection) -> int:

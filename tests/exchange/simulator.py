@@ -347,6 +347,10 @@ class Exchange:
         """Listen on the same ports again."""
         self._thread.run(self._up(ws, rest))
 
+    def allow_settlement_requests(self, most: int) -> None:
+        """Answer so many requests for settlements and funding info in 5 min (default: 500)."""
+        self._thread.call(lambda: setattr(self._rest.allowance, "most", most))
+
     # REST faults, until rest_ok(), each for requests of which the target begins with `path`. A new fault replaces
     # those for its own path and for longer ones; of several that remain, the one with the longest path counts.
 

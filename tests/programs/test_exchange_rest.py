@@ -98,6 +98,15 @@ class TestRest:
         assert get(exchange, f"{FUNDING_RATE}?symbol=BTCUSDT&startTime={rows[-3]['fundingTime']}").json() == rows[-3:]
         assert get(exchange, FUNDING_RATE + "?symbol=NONE").json()["code"] == -1121
 
+    def test_settlements_and_funding_info_share_an_allowance(self, exchange: Exchange) -> None:
+        """Beyond it both are refused, with the seconds to wait."""
+        exchange.allow_settlement_requests(3)
+        statuses = [
+            get(exchange, path).status_code for path in (FUNDING_RATE, FUNDING_INFO, FUNDING_RATE, FUNDING_INFO)
+        ]
+        assert statuses == [200, 200, 200, 429]
+        assert 0 < int(get(exchange, FUNDING_RATE).headers["Retry-After"]) <= 300
+
     def test_gzip_where_accepted(self, exchange: Exchange) -> None:
         """The answer is compressed only for those who accept it."""
         path = PREMIUM_INDEX

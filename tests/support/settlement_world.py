@@ -24,6 +24,11 @@ _NEAR_HOUR_MS = 30_000
 SMALL = {"usd_m": 12, "tradfi": 4, "coin_m": 0, "fundless": 0}
 
 
+def failure(status: str, wait_s: float = 0.0) -> RestError:
+    """Return the error of a request that failed."""
+    return RestError(f"failed: {status}", status, wait_s)
+
+
 class Asked(NamedTuple):
     """One request for settlements, and when it was sent (steady time)."""
 

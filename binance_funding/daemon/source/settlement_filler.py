@@ -128,7 +128,6 @@ class SettlementFiller:
         self._retry_s = _FIRST_RETRY_S
         self._summarize_at_s = -math.inf
         """When to compute the summaries next."""
-        self.requests = 0
         self.rejected_rows = 0
         self.fault: HistoryFault | RestError | MalformedMessage | None = None
         """What keeps the history from being filled now."""
@@ -205,7 +204,6 @@ class SettlementFiller:
         query: dict[str, str | int] = {"startTime": window.from_ms, "endTime": to_ms, "limit": _MAX_ROWS}
         if symbol is not None:
             query["symbol"] = symbol
-        self.requests += 1
         self._not_before_s = self._clock.steady_s() + _REQUEST_EVERY_S
         body = self._client.get(f"{FUNDING_RATE}?{urlencode(query)}", _REQUEST_WITHIN_S)
         answer = settlement_rows.decode(body, window.from_ms, to_ms)
@@ -265,7 +263,7 @@ class SettlementFiller:
         """Choose what to ask for: recent settlements that are awaited, else the newest hour that is not known."""
         awaited = self._writer.awaited(now_ms - PUBLISHED_WITHIN_MS)
         self._next_ask_ms = {due_ms: at_ms for due_ms, at_ms in self._next_ask_ms.items() if due_ms in awaited}
-        for due_ms in sorted(awaited, reverse=True):
+        for due_ms in awaited:
             if now_ms < self._next_ask_ms.get(due_ms, due_ms + _FIRST_ASK_MS):
                 continue
             self._next_ask_ms[due_ms] = now_ms + (now_ms - due_ms)
