@@ -365,10 +365,8 @@ class SettlementWriter(_Database):
         if fault.kind is not FaultKind.DAMAGED:
             return fault
         try:
-            # The journal goes first: sqlite would otherwise apply it to the new file.
-            for ending in ("-journal", ""):
-                with contextlib.suppress(FileNotFoundError):
-                    os.replace(self._path + ending, f"{self._path}.broken{ending}")
+            # No journal is left: sqlite applied or deleted it when it opened the file.
+            os.replace(self._path, f"{self._path}.broken")
         except OSError as why:
             return HistoryFault(FaultKind.DAMAGED, f"{self._path}: {error}; it cannot be renamed: {why}")
         return HistoryFault(FaultKind.DAMAGED, f"{self._path}: {error}; it was renamed to {self._path}.broken")

@@ -152,6 +152,8 @@ def test_an_hour_is_asked_for_ten_minutes_after_its_beginning_and_after_its_end(
         assert hour_ms == expected, minutes
         if hour_ms is not None:
             writer.add([], CheckedHour(hour_ms, now_ms))
+    writer.expect(HOUR + 30 * minute_ms, ["BTCUSDT"])
+    assert writer.next_hour(now_ms, {HOUR - 5 * HOUR_MS, HOUR + HOUR_MS}) is None
 
 
 def test_sums_are_of_the_last_full_hours(writer: SettlementWriter) -> None:
@@ -282,7 +284,7 @@ def test_sigkill_at_any_write_leaves_whole_batches(path: str) -> None:
 
 
 def test_a_damaged_file_is_set_aside_and_a_new_one_started(writer: SettlementWriter, path: str) -> None:
-    """With its journal, which belongs to no other file. Readers find the new one."""
+    """No journal is left that sqlite would apply to the new file. Readers find the new one."""
     writer.add([settlement()], CheckedHour(HOUR, LATER))
     with reader(path) as one:
         one.window(0, LATER, 1, symbol=None, newest=True)
