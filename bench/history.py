@@ -1,0 +1,70 @@
+"""Settlement history: size of the file, time to write it, and time of the answers, for one day and for 90."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.table import Line, markdown
+from binance_funding.server.history import binance_funding_rate, symbol_history
+from binance_funding.settlements import DAY_MS, HOUR_MS, CheckedHour, Settlement, SettlementReader, SettlementWriter
+from tests.exchange import Ledger, Market
+
+_NOW_MS = 1_795_507_200_000
+_LONGEST_DAYS = 90
+_REPEATS = 9
+
+
+def measure(folder: Path) -> str:
+    """Return the table: the short history beside the long one."""
+    day, long = (_figures(str(folder / f"{days}.sqlite3"), days) for days in (1, _LONGEST_DAYS))
+    lines = [Line(what, long[what], day[what]) for what in long]
+    return markdown(f"Settlement history, {_LONGEST_DAYS} days of 881 symbols", "one day", lines)
+
+
+def _figures(path: str, days: int) -> dict[str, str]:
+    ledger, writer = Ledger(Market()), SettlementWriter(path, days)
+    rows, writing_s = 0, []
+    for hour_ms in range(_NOW_MS, _NOW_MS - days * DAY_MS, -HOUR_MS):
+        batch = [_settlement(row) for row in ledger.rows(hour_ms, hour_ms + HOUR_MS - 1)]
+        began_s = time.perf_counter()
+        writer.add(batch, CheckedHour(hour_ms, _NOW_MS + DAY_MS))
+        writing_s.append(time.perf_counter() - began_s)
+        rows += len(batch)
+    summaries_ms = _median_ms(lambda: writer.summaries(_NOW_MS))
+    next_hour_ms = _median_ms(lambda: writer.next_hour(_NOW_MS))
+    writer.close()
+    reader = SettlementReader(path)
+    since = {"from": str(_NOW_MS - days * DAY_MS)}
+    answers: dict[str, Callable[[], object]] = {
+        "history of a symbol with 4 h, all days": lambda: symbol_history(
+            reader, "ETHUSDT", since, _NOW_MS + 1000, is_listed=True, accepts_csv=False
+        ),
+        "fundingRate, 1,000 rows": lambda: binance_funding_rate(
+            reader, {"limit": "1000"}, _NOW_MS + 1000, is_listed=lambda _symbol: True
+        ),
+    }
+    return {
+        "rows": f"{rows:,}",
+        "file": f"{os.path.getsize(path) / 1e6:.1f} MB",
+        "writing everything": f"{sum(writing_s):.1f} s",
+        "longest transaction": f"{max(writing_s) * 1000:.0f} ms",
+        "sums of all symbols": f"{summaries_ms:.0f} ms",
+        "looking for an unknown hour": f"{next_hour_ms:.1f} ms",
+        **{what: f"{_median_ms(answer):.1f} ms" for what, answer in answers.items()},
+    }
+
+
+def _settlement(row: dict[str, str]) -> Settlement:
+    rate_e8, price_e8 = (int(row[name].replace(".", "")) for name in ("fundingRate", "markPrice"))
+    return Settlement(row["symbol"], int(row["fundingTime"]), row["rateType"], rate_e8, price_e8)
+
+
+def _median_ms(action: Callable[[], object]) -> float:
+    taken_s = []
+    for _ in range(_REPEATS):
+        began_s = time.perf_counter()
+        action()
+        taken_s.append(time.perf_counter() - began_s)
+    return statistics.median(taken_s) * 1000
