@@ -120,6 +120,10 @@ class Settings:
     )
     binance_rest_url: str = _setting("https://fapi.binance.com", _rest_url, DAEMON, "REST base address")
     state_file: str = _setting(".funding_state.json", _path, BOTH, "the file that both programs share")
+    history_file: str = _setting(".funding_history.sqlite3", _path, BOTH, "the settlement history (sqlite)")
+    history_days: int = _setting(
+        "90", _whole(0, 3650), BOTH, "days that the settlement history keeps; 0 switches it off"
+    )
     stale_seconds: float = _duration("180", BOTH, "data older than this is stale: the server answers 503")
     silence_seconds: float = _duration(
         "15", DAEMON, "a connection whose newest mark prices are older than this, by Binance's clock, is replaced"

@@ -23,15 +23,15 @@ class FundingRate(NamedTuple):
     """When it arrived, on this host's steady clock."""
 
 
-def render(rate: FundingRate, symbol_text: str, updated_at_text: str, interval_hours: int, marks_text: str) -> str:
+def render(rate: FundingRate, symbol_text: str, updated_at_text: str, interval_hours: int, more_text: str) -> str:
     """Return the record as one member of `funding_state`, in the order of schema.RECORD.
 
-    The symbol and the time of update are given as JSON text, because many records share them; the marks as JSON members
-    that begin with a comma, or "".
+    The symbol and the time of update are given as JSON text, because many records share them. `more_text` holds all
+    members after `source` as JSON text that begins with a comma.
     """
     return (
         f'{symbol_text}:{{"fundingRate":{rate.funding_rate!r},"markPrice":{rate.mark_price!r},'
         f'"indexPrice":{rate.index_price!r},"nextFundingTime":{rate.next_funding_time_ms},'
         f'"eventTime":{rate.event_time_ms},"updatedAt":{updated_at_text},'
-        f'"fundingIntervalHours":{interval_hours},"source":"{rate.source}"{marks_text}}}'
+        f'"fundingIntervalHours":{interval_hours},"source":"{rate.source}"{more_text}}}'
     )

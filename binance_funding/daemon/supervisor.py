@@ -14,6 +14,7 @@ from ..clock import Clock, Moment
 from ..log import EventLogger, printable
 from ..schema import STATUS, declared
 from ..settings import Settings, SettingsError
+from ..settlements import SettlementWriter
 from ..state_file import AlreadyRunning, StateFile, why_not
 from .context import Context
 from .market.book import Book
@@ -27,6 +28,7 @@ from .source.connection import Connection
 from .source.pool import StreamPool
 from .source.rest_client import RestClient
 from .source.rest_poller import RestPoller
+from .source.settlement_filler import REQUEST_WITHIN_S, SettlementFiller
 
 _log = EventLogger("binance_funding.daemon")
 
@@ -63,6 +65,7 @@ class Daemon:
         threads: service.Threads | None = None,
         open_connection: Callable[..., Connection] = Connection,
         rest_client: RestClient | None = None,
+        history_client: RestClient | None = None,
         notify: Callable[[str], bool] = service.notify,
     ) -> None:
         """Build the parts; start nothing."""
@@ -91,12 +94,25 @@ class Daemon:
         self._stream = StreamPool(context, self._feed, self.threads.start, open_connection=open_connection)
         self._rest = RestPoller(context, client, self._feed, lambda: len(self._stream.live()))
         self._publisher = Publisher(context, self._file, self._book, self._annotations, self._describe)
+        self._history = SettlementFiller(
+            SettlementWriter(settings.history_file, settings.history_days),
+            history_client or RestClient(settings.binance_rest_url, settings.rest_timeout_seconds, self.clock),
+            self.clock,
+            self._throttle,
+            now_ms=self._context.exchange_clock.now_ms,
+            next_funding_times=lambda: self._book.next_funding_times(self.clock.steady_s()),
+            last_estimates=self._book.last_estimates,
+            may_ask=self._rest.may_ask_for_more,
+            on_error=lambda error: self._rest.apply_pause(error.cause),
+        )
         # Each part has a thread: its name, and the longest time that one round of it may take.
-        self._parts = (
+        self._parts: list[tuple[str, Publisher | StreamPool | RestPoller | SettlementFiller, float]] = [
             ("publisher", self._publisher, _STUCK_AFTER_S + settings.heartbeat_seconds),
             ("stream", self._stream, _STUCK_AFTER_S),
             ("rest", self._rest, _REST_STUCK_AFTER_S + settings.rest_timeout_seconds),
-        )
+        ]
+        if settings.history_days:
+            self._parts.append(("history", self._history, _REST_STUCK_AFTER_S + REQUEST_WITHIN_S))
 
     def run(self) -> int:
         """Run until a stop is requested or a thread dies; return the exit status."""
@@ -197,7 +213,7 @@ class Daemon:
 
     def _annotations(self) -> Annotations:
         rest, book = self._rest, self._book
-        return Annotations(rest.interval_hours, rest.interval_known, book.listed, book.halted)
+        return Annotations(rest.interval_hours, rest.interval_known, book.listed, book.halted, self._history.summaries)
 
     def _trouble(self) -> str:
         """Name what is wrong with the sources, for the cause of a gap."""
@@ -222,6 +238,7 @@ class Daemon:
             "daemon_start_time": now.wall_at(self._started_s),
             "gaps_ended": self._freshness.gaps_ended,
             "gap_seconds": self._freshness.gap_seconds,
+            "history_error": str(self._history.fault) if self._history.fault else None,
         }
         return {
             "connection_status": {**declared(STATUS, status), "rest": self._rest.status()},
@@ -244,6 +261,7 @@ class Daemon:
         self._stream.wake()
         self._book.changed.set()
         self._rest.abort()
+        self._history.abort()
         unfinished = self.threads.join(_STOP_WITHIN_S / 2)
         if unfinished:
             self._stream.abort()

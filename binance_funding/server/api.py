@@ -11,7 +11,7 @@ from .. import __version__, process
 from ..clock import Clock
 from ..settings import Settings
 from ..state_file import EMPTY, written_age_s
-from . import metrics, page, parameters
+from . import history, metrics, page, parameters
 from .content import Content
 from .health import UNHEALTHY, Verdict, health, judge
 from .http.message import Request, Response, error_response
@@ -55,10 +55,11 @@ class Endpoint:
     """Whether the answer is 503 while there is no usable state file."""
 
 
-_SYMBOL = "/funding/{symbol}"
+_SYMBOL, _HISTORY = "/funding/{symbol}", "/funding/{symbol}/history"
 _EXAMPLES = {
     "/funding": "every symbol",
     _SYMBOL: "one symbol, e.g. /funding/BTCUSDT",
+    _HISTORY: "its settlements, as JSON or (format=csv) CSV",
     "/funding/batch?symbols=BTCUSDT,ETHUSDT": "several symbols",
     "/funding/batch?sort=-annualizedFundingRate&limit=20": "the symbols with the highest rates",
     "/funding/stream?symbols=BTCUSDT,ETHUSDT": "some symbols or all, pushed when they change (server-sent events)",
@@ -92,6 +93,7 @@ class Api:
             "/": Endpoint(self._root, needs_file=False),
             "/funding": Endpoint(self._all),
             _SYMBOL: Endpoint(self._symbol),
+            _HISTORY: Endpoint(self._history, history.PARAMETERS, needs_file=False),
             "/funding/batch": Endpoint(self._batch, ("symbols", "sort", "limit"), needs_file=False),
             "/funding/stream": Endpoint(self._stream, ("symbols",), needs_file=False),
             "/funding/health": Endpoint(self._health, needs_file=False),
@@ -132,6 +134,8 @@ class Api:
         path = request.path
         if path in self.endpoints:
             return path
+        if path.startswith("/funding/") and path.endswith("/history") and path.count("/") == 3:
+            return _HISTORY
         is_symbol = path.startswith("/funding/") and path.count("/") == 2 and not path.endswith("/")
         return _SYMBOL if is_symbol else OTHER
 
@@ -153,6 +157,18 @@ class Api:
             return Response(404, body, (_JSON, _CACHEABLE)) if self._listing.all else _unavailable(body)
         body = listed.with_age(call.file_age_s, self._stale_error) + b"\n"
         return _unavailable(body) if listed.is_stale else Response(200, body, (_JSON, _CACHEABLE))
+
+    def _history(self, call: Call) -> Response:
+        if not self._settings.history_days:
+            return error_response(404, "the settlement history is switched off (HISTORY_DAYS=0)")
+        self._listing.refresh(self._content, call.file_age_s)
+        name = upper(call.request.path.removeprefix("/funding/").removesuffix("/history"))
+        listed = self._listing.by_name.get(name)
+        symbol = name if listed is None else listed.symbol
+        # Binance's time, if the daemon knows it: settlements are dated by it.
+        now_s = self._clock.wall_s() + (self._content.status["clock_offset_seconds"] or 0.0)
+        path, is_listed = self._settings.history_file, listed is not None
+        return history.answer(path, symbol, call.request, call.given, round(now_s * 1000), is_listed=is_listed)
 
     def _batch(self, call: Call) -> Response:
         names, order = parameters.symbols(call.given), parameters.sort_order(call.given)

@@ -121,11 +121,13 @@ class Listing:
         return b'{"symbol":%b,"error":"%b"}' % (_encode(name).encode(), error)
 
     def in_order(self, order: SortOrder) -> list[Listed]:
-        """Return all symbols in this order, which is made once for each content."""
+        """Return all symbols in this order, those whose value is not known last. It is made once for each content."""
         if order not in self._orders:
             is_age = order.field == "ageSeconds"
             key = attrgetter("age_when_written_s") if is_age else lambda listed: listed.record[order.field]
-            self._orders[order] = sorted(self.all, key=key, reverse=order.descending)
+            is_known = {listed: is_age or listed.record[order.field] is not None for listed in self.all}
+            in_order = sorted(filter(is_known.get, self.all), key=key, reverse=order.descending)
+            self._orders[order] = [*in_order, *(listed for listed in self.all if not is_known[listed])]
         return self._orders[order]
 
     def changes_of_all(self, since: int) -> list[bytes]:

@@ -36,8 +36,8 @@ class Ledger:
         """Time from a settlement until it can be asked for."""
         self.published_late_s: dict[str, float] = {}
         """More of this time, by symbol."""
-        self.late_ms: int | None = None
-        """How late every settlement is dated; None: 0 to 47 ms, by symbol and time."""
+        self.late_of_ms: dict[int, int] = {}
+        """By due time in ms: how late all its settlements are dated. Others are 0 to 47 ms late, by symbol and time."""
         self.dividends: dict[tuple[str, int], int] = {}
         """By symbol and due time in ms: a dividend is dated so many ms after the ordinary settlement."""
         self.cancelled: set[tuple[str, int]] = set()
@@ -130,7 +130,7 @@ class Ledger:
 
     def _settled(self, symbol: str, due_ms: int) -> list[Row]:
         streamed, seed = self._market.row(symbol, due_ms), _seed(symbol, due_ms)
-        late_ms = seed % SETTLED_LATE_MS if self.late_ms is None else self.late_ms
+        late_ms = self.late_of_ms.get(due_ms, seed % SETTLED_LATE_MS)
         mark_price = streamed["p"] if due_ms >= MARK_PRICES_SINCE_MS else ""
         row = {
             "symbol": symbol,

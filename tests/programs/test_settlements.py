@@ -4,10 +4,10 @@ import threading
 from pathlib import Path
 
 import requests
-
-from binance_funding.clock import Clock
 from binance_funding.daemon.market.last_estimates import LastEstimates
 from binance_funding.daemon.source.rest import RestError
+
+from binance_funding.clock import Clock
 from binance_funding.daemon.source.settlement_filler import SettlementFiller
 from binance_funding.log import EventLogger, LogThrottle
 from binance_funding.settlements import HOUR_MS, HistoryFault, SettlementReader, SettlementWriter, to_decimal

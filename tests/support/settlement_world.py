@@ -3,18 +3,20 @@
 import json
 import math
 import os
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from binance_funding.daemon.market.last_estimates import LastEstimates
-from binance_funding.daemon.source.rest import RestError
+from binance_funding.daemon.source.faults import Cause, Kind
+from binance_funding.daemon.source.rest_client import RestError
 from binance_funding.daemon.source.settlement_filler import SettlementFiller
 from binance_funding.log import EventLogger, LogThrottle
-from binance_funding.settlements import SettlementReader, SettlementWriter, to_decimal
+from binance_funding.settlements import Settlement, SettlementWriter
 from tests.exchange.ledger import Ledger, Row, SharedAllowance
 from tests.exchange.market import HOUR_MS, Market
 from tests.support.clock import SimulatedClock
@@ -26,7 +28,8 @@ SMALL = {"usd_m": 12, "tradfi": 4, "coin_m": 0, "fundless": 0}
 
 def failure(status: str, wait_s: float = 0.0) -> RestError:
     """Return the error of a request that failed."""
-    return RestError(f"failed: {status}", status, wait_s)
+    is_refusal = status.isdigit()
+    return RestError(Cause(Kind.REFUSED if is_refusal else Kind.LOST, status, int(status) if is_refusal else 0, wait_s))
 
 
 class Asked(NamedTuple):
@@ -41,15 +44,6 @@ class Asked(NamedTuple):
         return int(self.query["endTime"]) - int(self.query["startTime"]) + 1
 
 
-class StreamRow(NamedTuple):
-    """A decoded row of the stream."""
-
-    symbol: str
-    funding_rate: float
-    next_funding_time_ms: int
-    event_time_ms: int
-
-
 class LedgerClient:
     """Answers as Binance would, from the ledger, after 0.2 s."""
 
@@ -60,6 +54,12 @@ class LedgerClient:
         """Changes the body of an answer."""
         self.asked: list[Asked] = []
         self.allowance = SharedAllowance()
+
+    def abort(self) -> None:
+        """Nothing is ever under way."""
+
+    def close(self) -> None:
+        """There is no connection."""
 
     def get(self, path: str, within_s: float = math.inf) -> bytes:
         """Answer, or raise RestError; time passes meanwhile."""
@@ -93,7 +93,6 @@ class SettlementWorld:
         self._ticked_ms = 0
         self.last_shown: dict[tuple[str, int], float] = {}
         """By symbol and next funding time: the last rate that the stream showed."""
-        self.estimates = LastEstimates()
         self.filler = self._new_filler()
 
     def now_ms(self) -> int:
@@ -102,10 +101,7 @@ class SettlementWorld:
 
     def restart(self) -> None:
         """Let the process be killed and started again."""
-        self.estimates = LastEstimates()
-        times, at_ms = self.next_funding_times(), self.now_ms()
         self.filler = self._new_filler()
-        self.filler.resume(at_ms, times)
 
     def _new_filler(self) -> SettlementFiller:
         return SettlementFiller(
@@ -115,7 +111,7 @@ class SettlementWorld:
             LogThrottle(EventLogger("test"), self.time.clock.steady_s),
             now_ms=self.now_ms,
             next_funding_times=lambda: self.next_funding_times(),  # noqa: PLW0108 - a test may replace it
-            estimates=self.estimates,
+            last_estimates=self._last_estimates,
             may_ask=lambda: self.may_ask,
             on_error=self.errors.append,
         )
@@ -151,29 +147,18 @@ class SettlementWorld:
         if not self.is_current or tick_ms == self._ticked_ms or _NEAR_HOUR_MS < into_ms < HOUR_MS - _NEAR_HOUR_MS:
             return
         for at_ms in range(max(self._ticked_ms + TICK_MS, tick_ms - _NEAR_HOUR_MS), tick_ms + 1, TICK_MS):
-            rows = [self._stream_row(symbol, at_ms) for symbol in sorted(self.market.symbols)]
-            self.estimates.note(rows)
-            self.last_shown.update({(row.symbol, row.next_funding_time_ms): row.funding_rate for row in rows})
+            for symbol in self.market.symbols:
+                next_ms = self.ledger.next_funding_time_ms(symbol, at_ms)
+                self.last_shown[symbol, next_ms] = float(self.market.row(symbol, at_ms)["r"])
         self._ticked_ms = tick_ms
 
-    def _stream_row(self, symbol: str, at_ms: int) -> StreamRow:
-        rate = float(self.market.row(symbol, at_ms)["r"])
-        return StreamRow(symbol, rate, self.ledger.next_funding_time_ms(symbol, at_ms), at_ms)
+    def _last_estimates(self, settlement_ms: int) -> dict[str, float]:
+        shown = self.last_shown.items()
+        return {symbol: rate for (symbol, next_ms), rate in shown if next_ms == settlement_ms}
 
     def stored(self, from_ms: int = 0) -> list[Row]:
         """Return what the history holds, in Binance's format."""
-        with reader(self.path) as one:
-            window = one.window(from_ms, self.now_ms(), 10_000_000, symbol=None, newest=False)
-        return [
-            {
-                "symbol": row.symbol,
-                "fundingTime": row.funding_time_ms,
-                "fundingRate": to_decimal(row.rate_e8),
-                "markPrice": "" if row.mark_price_e8 is None else to_decimal(row.mark_price_e8),
-                "rateType": row.rate_type,
-            }
-            for row in window.rows
-        ]
+        return stored(self.path, from_ms)
 
     def settled(self, since_ms: int) -> list[Row]:
         """Return the ledger's rows since a time."""
@@ -189,14 +174,23 @@ def in_order(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (row["fundingTime"], row["symbol"], row["rateType"]))
 
 
-@contextmanager
-def reader(path: str) -> Iterator[SettlementReader]:
-    """Open a history for reading."""
-    one = SettlementReader(path)
-    try:
-        yield one
-    finally:
-        one.close()
+def to_row(settlement: Settlement) -> Row:
+    """Return a settlement in Binance's format."""
+    symbol, time_ms, rate_type, rate_e8, price_e8, *_ = settlement
+    rate, price = (Decimal(value or 0).scaleb(-8) for value in (rate_e8, price_e8))
+    mark_price = "" if price_e8 is None else f"{price:.8f}"
+    values = symbol, time_ms, f"{rate:.8f}", mark_price, rate_type
+    return dict(zip(("symbol", "fundingTime", "fundingRate", "markPrice", "rateType"), values, strict=True))
+
+
+def stored(path: str, from_ms: int = 0) -> list[Row]:
+    """Return everything that a history holds, in Binance's format and ascending order."""
+    query = (
+        "SELECT symbol, funding_time_ms, rate_type, rate_e8, mark_price_e8 FROM settlement "
+        "WHERE funding_time_ms >= ? ORDER BY funding_time_ms, symbol, rate_type"
+    )
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        return [to_row(Settlement(*row)) for row in connection.execute(query, (from_ms,))]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ...clock import Moment
 from ...schema import HEADER, MARKS, USUAL_INTERVAL_HOURS, VERSION, declared
+from ...settlements import E8, Summary
 from ...state_file import StateFile
 from ..context import Context
 from ..market.book import Book
@@ -30,19 +31,38 @@ class Annotations(NamedTuple):
     interval_known: frozenset[str]
     listed: frozenset[str] | None
     halted: frozenset[str]
+    settlements: Mapping[str, Summary]
+
+
+_NOT_SETTLED = Summary(None, None, None, None, None)
 
 
 class _Member:
     """One symbol's member of `funding_state`: what stays the same, and the text that was rendered last."""
 
-    __slots__ = ("interval_hours", "marks_text", "rate", "symbol_text", "text")
+    __slots__ = ("interval_hours", "more_text", "rate", "symbol_text", "text")
 
-    def __init__(self, symbol: str, interval_hours: int, marks: list[str]) -> None:
+    def __init__(self, symbol: str, interval_hours: int, settled: Summary, marks: list[str]) -> None:
         self.symbol_text = json.dumps(symbol, ensure_ascii=False)
         self.interval_hours = interval_hours
-        self.marks_text = "".join(f',"{mark}":true' for mark in marks)
+        self.more_text = _settled_text(settled) + "".join(f',"{mark}":true' for mark in marks)
         self.rate: FundingRate | None = None  # the record that `text` was rendered of
         self.text = b""
+
+
+def _settled_text(settled: Summary) -> str:
+    members = {
+        "settledFundingRate": _rate(settled.settled_rate_e8),
+        "settledFundingTime": settled.settled_time_ms,
+        "fundingRateSum24h": _rate(settled.sum_24h_e8),
+        "fundingRateSum7d": _rate(settled.sum_7d_e8),
+        "fundingRateSum30d": _rate(settled.sum_30d_e8),
+    }
+    return "," + json.dumps(members, separators=(",", ":"))[1:-1]
+
+
+def _rate(value_e8: int | None) -> float | None:
+    return None if value_e8 is None else value_e8 / E8
 
 
 class Renderer:
@@ -52,7 +72,7 @@ class Renderer:
         self._exchange_clock = exchange_clock
         self._members: dict[str, _Member] = {}
         # The members were rendered with these; when one of them changes, all are rendered anew.
-        self._annotations = Annotations({}, frozenset(), None, frozenset())
+        self._annotations = Annotations({}, frozenset(), None, frozenset(), {})
         self._wall_minus_steady_s = self._offset_s = 0.0
 
     def render(self, rates: list[FundingRate], wall_minus_steady_s: float, annotations: Annotations) -> list[bytes]:
@@ -71,20 +91,21 @@ class Renderer:
             if member.rate is not rate:
                 if as_of_s != shown_s:  # most records of a message are as of the same time
                     shown_s, updated_at_text = as_of_s, f"{as_of_s + wall_s:.3f}"
-                text = render(rate, member.symbol_text, updated_at_text, member.interval_hours, member.marks_text)
+                text = render(rate, member.symbol_text, updated_at_text, member.interval_hours, member.more_text)
                 member.rate, member.text = rate, text.encode()
             texts.append(member.text)
         return texts
 
     def _new_member(self, symbol: str) -> _Member:
-        hours, known, listed, halted = self._annotations
+        hours, known, listed, halted, settlements = self._annotations
         marks = {
             "halted": symbol in halted,
             "unlisted": listed is not None and symbol not in listed,
             "fundingIntervalAssumed": symbol not in hours and symbol not in known,
         }
         is_set = [mark.name for mark in MARKS if marks[mark.name]]
-        member = self._members[symbol] = _Member(symbol, hours.get(symbol, USUAL_INTERVAL_HOURS), is_set)
+        settled = settlements.get(symbol, _NOT_SETTLED)
+        member = self._members[symbol] = _Member(symbol, hours.get(symbol, USUAL_INTERVAL_HOURS), settled, is_set)
         return member
 
 
