@@ -30,7 +30,7 @@ class Stages:
         self._clock = context.clock
         self._book = Book(context)
         self._renderer = Renderer(context.exchange_clock)
-        self._annotations = Annotations({}, frozenset(), None, frozenset())
+        self._annotations = Annotations({}, frozenset(), None, frozenset(), {})
         self._file = StateFile(str(folder / "stages.json"))
         self._tick_s: dict[str, float] = {}
         self._taken_s: dict[str, list[float]] = {}

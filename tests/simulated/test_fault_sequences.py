@@ -36,7 +36,7 @@ class Bench:
             self.desk.context,
             StateFile(str(self.path)),
             self.desk.book,
-            lambda: Annotations({}, frozenset(), self.desk.book.listed, self.desk.book.halted),
+            lambda: Annotations({}, frozenset(), self.desk.book.listed, self.desk.book.halted, {}),
             lambda _wall_s: {"connection_status": {}, "comparison": {}, "gaps": [], "history": []},
         )
         self.reader = StateReader(str(self.path))

@@ -87,6 +87,11 @@ def record(**fields: Any) -> dict[str, Any]:
         "updatedAt": WALL_S,
         "fundingIntervalHours": 8,
         "source": "websocket",
+        "settledFundingRate": 0.00008,
+        "settledFundingTime": NEXT_FUNDING_MS - 8 * 3_600_000 + 2,
+        "fundingRateSum24h": 0.00025,
+        "fundingRateSum7d": 0.00175,
+        "fundingRateSum30d": None,
     }
     return {**good, **fields}
 

@@ -76,7 +76,7 @@ def test_publication_can_be_late() -> None:
     """For all symbols, and more so for one."""
     ledger = Ledger(Market(**SMALL), published_after_s=20)
     ledger.published_late_s["ETHUSDT"] = 40.0
-    ledger.late_ms = 0
+    ledger.late_of_ms[AT_MS] = 0
     seen = [{row["symbol"] for row in ask(ledger, AT_MS + s * 1000, startTime=AT_MS)} for s in (19, 20, 59, 60)]
     assert (len(seen[0]), len(seen[1]), len(seen[2]), len(seen[3])) == (0, 23, 23, 24)
 

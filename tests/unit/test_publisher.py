@@ -23,7 +23,7 @@ from tests.support.waiting import PATIENCE_S, eventually
 
 NEVER_S = 3600.0
 OFFSET_S = WALL_S - STEADY_S
-PLAIN = Annotations({}, frozenset({"A", "B"}), None, frozenset())
+PLAIN = Annotations({}, frozenset({"A", "B"}), None, frozenset(), {})
 """Nothing is known but that A and B have the usual interval."""
 
 
@@ -51,7 +51,7 @@ def test_a_rate_is_rendered_as_the_documented_record(renderer: Renderer) -> None
         rate('币"A', funding_rate=-0.00000001, mark_price=91725.87823913, received_s=STEADY_S + 0.1049),
         rate("B", source=REST),
     ]
-    annotations = Annotations({"B": 4}, frozenset({'币"A', "B"}), frozenset({'币"A', "B"}), frozenset())
+    annotations = Annotations({"B": 4}, frozenset({'币"A', "B"}), frozenset({'币"A', "B"}), frozenset(), {})
     assert as_records(renderer.render(rates, OFFSET_S, annotations)) == {
         '币"A': {
             "fundingRate": -0.00000001,
