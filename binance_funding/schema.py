@@ -129,6 +129,7 @@ SERVED: Section = (
     Field("symbol", TEXT, "as Binance spells it"),
     *RECORD,
     Field("annualizedFundingRate", RATIO, "funding rate per year, without compounding", metric="annualized_rate"),
+    Field("premium", RATIO, "mark price / index price - 1"),
 )
 """What the server answers of each record, wherever it does."""
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from . import __version__, log
 from .clock import Deadline
 from .log import EventLogger, LogThrottle
-from .settings import EX_CONFIG, Settings, SettingsError, help_text, load
+from .settings import EX_CONFIG, Settings, SettingsError, help_text, load, warnings
 
 EX_OK, EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR, EX_CANTCREAT, EX_TEMPFAIL = 0, 69, 70, 71, 73, 75
 
@@ -89,8 +89,8 @@ def start_program(
 ) -> Settings:
     """Parse the command line (--help, --version), set up logging, load the settings and check them further.
 
-    Exits with status 78 and one line on stderr where that raises SettingsError. Where `check_host` is given, there is
-    --check: it is called instead of all that would follow the loading, and the program exits with what it returns.
+    Logs a line for each setting that harms the service or has no effect. Exits with status 78 and one line on stderr if
+    the settings are wrong. If `check_host` is given, there is --check, which calls it and exits with what it returns.
     """
     parser = argparse.ArgumentParser(
         description=description, epilog=help_text(kind), formatter_class=argparse.RawDescriptionHelpFormatter
@@ -109,6 +109,8 @@ def start_program(
         logging.getLogger().setLevel(settings.log_level)
         if check_host and arguments.check:
             raise SystemExit(check_host(settings))
+        for sentence in warnings(settings):
+            _log.warning("settings", warning=sentence)
         check(settings)
     except SettingsError as error:
         if check_host and arguments.check:

@@ -127,6 +127,7 @@ def _run(hint: _Hint, signals: list[int], *, demo: bool) -> int:
         if demo:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             os.environ.update(PYTHONPATH=str(_ROOT), STATE_FILE=f"{folder}/funding_state.json")
+            os.environ.update(HISTORY_FILE=f"{folder}/funding_history.sqlite3")
             if not _point_to(start(["-m", "tests.exchange"], subprocess.PIPE)):
                 return EX_UNAVAILABLE
         start([str(_ROOT / "binance_funding_ws_daemon.py")])

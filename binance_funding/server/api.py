@@ -3,6 +3,7 @@
 Ages are computed for every request. Everything else is made once for each change of the file, when it is first needed.
 """
 
+import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,11 +37,14 @@ _PAGE = Body(page.CONTENT)
 
 
 class Call(NamedTuple):
-    """A request to an endpoint, with its decoded parameters and the age of the state file at this moment."""
+    """A request to an endpoint, with its decoded parameters."""
 
     request: Request
     given: parameters.Given
     file_age_s: float
+    """The age of the state file at this moment."""
+    limit_s: float
+    """The age beyond which data is stale for this request: STALE_SECONDS, or the reader's own limit if it is less."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,12 @@ class Endpoint:
 
 
 _SYMBOL, _HISTORY = "/funding/{symbol}", "/funding/{symbol}/history"
+# Other exchanges write BTC/USDT, and ccxt BTC/USDT:USDT. The path is decoded, so %2F in a name is a slash too.
+_SYMBOL_PATH = re.compile("/funding/[^/]+(/USD[^/]*)?", re.IGNORECASE)
+_HISTORY_END = "/history"
+_HEALTH = "/funding/health"
+ALIASES = {"/health": _HEALTH, "/healthz": _HEALTH}
+"""Other paths of endpoints."""
 _EXAMPLES = {
     "/funding": "every symbol",
     _SYMBOL: "one symbol, e.g. /funding/BTCUSDT",
@@ -63,7 +73,7 @@ _EXAMPLES = {
     "/funding/batch?symbols=BTCUSDT,ETHUSDT": "several symbols",
     "/funding/batch?sort=-annualizedFundingRate&limit=20": "the symbols with the highest rates",
     "/funding/stream?symbols=BTCUSDT,ETHUSDT": "some symbols or all, pushed when they change (server-sent events)",
-    "/funding/health": "whether the data is fresh, and where it comes from",
+    _HEALTH: "whether the data is fresh, and where it comes from",
     "/funding/report": "the last 24 hours: disconnections, data age, comparison with REST, gaps",
     "/metrics": "Prometheus text format",
 }
@@ -83,20 +93,18 @@ class Api:
         self._listing = Listing()
         self._push = Push(self._listing, self._refresh_push, clock.steady_s)
         self._pushed_version: Hashable = None
-        self._stale_error = b',"error":"stale data","maxAgeSeconds":%a' % settings.stale_seconds
-        """Further members of a stale record in the answers for one symbol and for a batch."""
         self._list: tuple[int, Body] = 0, Body(b"")
         """The edition of the listing, and the body of /funding made from it."""
         self._file_metrics: tuple[int, Body] = 0, Body(b"")
         """The version of the content, and the metrics of the file made from it."""
         self.endpoints = {
             "/": Endpoint(self._root, needs_file=False),
-            "/funding": Endpoint(self._all),
-            _SYMBOL: Endpoint(self._symbol),
+            "/funding": Endpoint(self._all, ("maxAge",)),
+            _SYMBOL: Endpoint(self._symbol, ("maxAge",)),
             _HISTORY: Endpoint(self._history, history.PARAMETERS, needs_file=False),
-            "/funding/batch": Endpoint(self._batch, ("symbols", "sort", "limit"), needs_file=False),
+            "/funding/batch": Endpoint(self._batch, ("symbols", "sort", "limit", "maxAge"), needs_file=False),
             "/funding/stream": Endpoint(self._stream, ("symbols",), needs_file=False),
-            "/funding/health": Endpoint(self._health, needs_file=False),
+            _HEALTH: Endpoint(self._health, ("maxAge",), needs_file=False),
             "/funding/report": Endpoint(self._report),
             "/metrics": Endpoint(self._metrics, needs_file=False),
         }
@@ -123,21 +131,22 @@ class Api:
             return error_response(404, f"no such path; {slash}/ lists all paths")
         try:
             given = parameters.parse(request.query, endpoint.parameters)
+            limit_s = min(parameters.max_age_s(given), self._settings.stale_seconds)
             if endpoint.needs_file and self._reader.state is None:
                 return _unavailable(dump({"error": f"no data yet: {self._reader.error}"}))
-            return endpoint.answer(Call(request, given, self._file_age_s()))
+            return endpoint.answer(Call(request, given, self._file_age_s(), limit_s))
         except InvalidParameter as error:
             return error_response(400, str(error))
 
     def _path_of(self, request: Request) -> str:
         """Return the path of the endpoint that answers a request."""
-        path = request.path
+        path = ALIASES.get(request.path, request.path)
         if path in self.endpoints:
             return path
-        if path.startswith("/funding/") and path.endswith("/history") and path.count("/") == 3:
-            return _HISTORY
-        is_symbol = path.startswith("/funding/") and path.count("/") == 2 and not path.endswith("/")
-        return _SYMBOL if is_symbol else OTHER
+        of_symbol = path.removesuffix(_HISTORY_END)
+        if not _SYMBOL_PATH.fullmatch(of_symbol):
+            return OTHER
+        return _SYMBOL if of_symbol == path else _HISTORY
 
     def _file_age_s(self) -> float:
         return written_age_s(self._content.state, self._clock.now(), self._clock.boot_id)
@@ -153,33 +162,37 @@ class Api:
         name = upper(call.request.path.removeprefix("/funding/"))
         listed = self._listing.by_name.get(name)
         if listed is None:
-            body = self._listing.unknown(name) + b"\n"
-            return Response(404, body, (_JSON, _CACHEABLE)) if self._listing.all else _unavailable(body)
-        body = listed.with_age(call.file_age_s, self._stale_error) + b"\n"
-        return _unavailable(body) if listed.is_stale else Response(200, body, (_JSON, _CACHEABLE))
+            return self._unknown(name)
+        body = listed.with_age(call.file_age_s, call.limit_s) + b"\n"
+        is_stale = listed.is_older(call.file_age_s, call.limit_s)
+        return _unavailable(body) if is_stale else Response(200, body, (_JSON, _CACHEABLE))
+
+    def _unknown(self, name: str) -> Response:
+        body = self._listing.unknown(name) + b"\n"
+        return Response(404, body, (_JSON, _CACHEABLE)) if self._listing.all else _unavailable(body)
 
     def _history(self, call: Call) -> Response:
         if not self._settings.history_days:
             return error_response(404, "the settlement history is switched off (HISTORY_DAYS=0)")
         self._listing.refresh(self._content, call.file_age_s)
-        name = upper(call.request.path.removeprefix("/funding/").removesuffix("/history"))
+        name = upper(call.request.path.removeprefix("/funding/").removesuffix(_HISTORY_END))
         listed = self._listing.by_name.get(name)
-        symbol = name if listed is None else listed.symbol
-        # Binance's time, if the daemon knows it: settlements are dated by it.
+        symbol, unknown = (name, self._unknown(name)) if listed is None else (listed.symbol, None)
+        # Settlements are dated by Binance's clock.
         now_s = self._clock.wall_s() + (self._content.status["clock_offset_seconds"] or 0.0)
-        path, is_listed = self._settings.history_file, listed is not None
-        return history.answer(path, symbol, call.request, call.given, round(now_s * 1000), is_listed=is_listed)
+        asked = history.Question(symbol, call.request, call.given, round(now_s * 1000))
+        return history.answer(self._settings.history_file, asked, unknown)
 
     def _batch(self, call: Call) -> Response:
         names, order = parameters.symbols(call.given), parameters.sort_order(call.given)
         limit = parameters.limit(call.given)
         if names is None and order is None:
-            raise InvalidParameter("'symbols' or 'sort' is missing, e.g. /funding/batch?symbols=BTCUSDT,ETHUSDT")
+            raise InvalidParameter("symbols or sort is missing, for example /funding/batch?symbols=BTCUSDT,ETHUSDT")
         self._listing.refresh(self._content, call.file_age_s)
         asked: list[Listed | str]  # an unknown name stays a text
         asked = [*self._listing.all] if names is None else [self._listing.by_name.get(name, name) for name in names]
         known = [one for one in asked if isinstance(one, Listed)]
-        fresh = {listed for listed in known if not listed.is_stale}
+        fresh = {listed for listed in known if not listed.is_older(call.file_age_s, call.limit_s)}
         missing, stale = len(asked) - len(known), len(known) - len(fresh)
         counts = {"found": len(fresh), "missing": missing, "stale": stale, "total": len(asked)}
         if order is not None:
@@ -187,7 +200,7 @@ class Api:
             in_order = [listed for listed in self._listing.in_order(order) if listed in fresh]
             asked = [*in_order, *(one for one in asked if one not in fresh)]
         rows = [
-            one.with_age(call.file_age_s, self._stale_error) if isinstance(one, Listed) else self._listing.unknown(one)
+            one.with_age(call.file_age_s, call.limit_s) if isinstance(one, Listed) else self._listing.unknown(one)
             for one in asked[:limit]
         ]
         body = b'"data":[%b],%b' % (b",".join(rows), dump(counts)[1:])
@@ -198,14 +211,24 @@ class Api:
 
     def _all(self, call: Call) -> Response:
         self._listing.refresh(self._content, call.file_age_s)
-        (records,) = self._listing.changes_of_all(0)
-        if all(listed.is_stale for listed in self._listing.all):
+        stale = self._content.stale_count(call.file_age_s, call.limit_s)
+        # A reader's own limit nearly always finds the same records stale. If not, its answer is made for it alone, and
+        # neither kept nor compressed: clients that vary the limit cost little time and no memory.
+        is_shared = stale == self._content.stale_count(call.file_age_s, self._settings.stale_seconds)
+        if is_shared:
+            (records,) = self._listing.changes_of_all(0)
+        else:
+            records = self._listing.within(call.file_age_s, call.limit_s)
+        if stale == len(self._listing.all):
             error = "stale data" if self._listing.all else "no data yet"
-            head = dump({"error": error, "maxAgeSeconds": self._settings.stale_seconds})
+            head = dump({"error": error, "maxAgeSeconds": call.limit_s})
             return _unavailable(head[:-2] + b"," + records[1:])
+        headers = (_JSON, _CACHEABLE, _VARY_ENCODING)
+        if not is_shared:
+            return conditional(call.request, Body(records), headers, may_compress=False)
         if self._list[0] != self._listing.edition:
             self._list = self._listing.edition, Body(records)
-        return conditional(call.request, self._list[1], (_JSON, _CACHEABLE, _VARY_ENCODING))
+        return conditional(call.request, self._list[1], headers)
 
     def _stream(self, call: Call) -> Response:
         names = parameters.symbols(call.given)
@@ -217,15 +240,15 @@ class Api:
             self._pushed_version = self._version()
             file_age_s = self._file_age_s()
             self._listing.refresh(self._content, file_age_s)
-            self._push.update(self._content.written_at_s, *self._judged(file_age_s))
+            self._push.update(self._content.written_at_s, *self._judged(file_age_s, self._settings.stale_seconds))
 
-    def _judged(self, file_age_s: float) -> tuple[Verdict, dict[str, Any]]:
+    def _judged(self, file_age_s: float, limit_s: float) -> tuple[Verdict, dict[str, Any]]:
         """Return the health of the service, and the body of /funding/health."""
-        verdict = judge(self._content, file_age_s, self._reader.error, self._settings)
-        return verdict, health(self._content, file_age_s, verdict, self._settings)
+        verdict = judge(self._content, file_age_s, limit_s, self._reader.error, self._settings)
+        return verdict, health(self._content, file_age_s, limit_s, verdict, self._settings)
 
     def _health(self, call: Call) -> Response:
-        verdict, content = self._judged(call.file_age_s)
+        verdict, content = self._judged(call.file_age_s, call.limit_s)
         body = dump(content)
         return _unavailable(body) if verdict.status == UNHEALTHY else Response(200, body, (_JSON, _NO_STORE))
 

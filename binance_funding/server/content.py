@@ -4,19 +4,23 @@ Every age is the sum of two parts. The first is the age that the record had when
 age of the file, which is the same for all records and grows until the next file is read.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any
 
 Record = Mapping[str, Any]
-"""A record as it is served: `symbol`, the fields of the file, its marks, and `annualizedFundingRate`."""
+"""A record as it is served: the fields of `schema.SERVED`, and its marks."""
+
+# Binance's own premium index has as many decimal places.
+_PREMIUM_PLACES = 8
 
 
 class Content:
     """What one state file says. Ages are in seconds and never negative."""
 
     def __init__(self, state: Mapping[str, Any], stale_s: float) -> None:
-        """Take what `state_file.read` returned, and the age beyond which a record is stale."""
+        """Take what `state_file.read` returned, and the age beyond which a record is stale for everybody."""
         self.state = state
         self.written_at_s: float = state["updated_at"]
         self.status: Mapping[str, Any] = state["connection_status"]
@@ -40,6 +44,7 @@ class Content:
             # A record cannot be newer than its file. If it claims to be, it would otherwise stay fresh for ever.
             "updatedAt": min(record["updatedAt"], self.written_at_s),
             "annualizedFundingRate": round(annualized, 12),
+            "premium": _premium(record["markPrice"], record["indexPrice"]),
         }
 
     def age_when_written_s(self, record: Record) -> float:
@@ -59,13 +64,16 @@ class Content:
         """Return the age of the oldest record of the market; None if the market has no records."""
         return self._market_ages_s[-1] + file_age_s if self._market_ages_s else None
 
-    def stale_of_market(self, file_age_s: float) -> int:
-        """Return how many symbols of the market are stale."""
-        return self._stale(self._market_ages_s, file_age_s)
+    def stale_of_market(self, file_age_s: float, limit_s: float) -> int:
+        """Return how many symbols of the market are older than the limit."""
+        return len(self._market_ages_s) - bisect_right(self._market_ages_s, limit_s - file_age_s)
 
-    def stale_count(self, file_age_s: float) -> int:
-        """Return how many of all records are stale."""
-        return self._stale(self._ages_s, file_age_s)
+    def stale_count(self, file_age_s: float, limit_s: float) -> int:
+        """Return how many of all records are older than the limit."""
+        return len(self._ages_s) - bisect_right(self._ages_s, limit_s - file_age_s)
 
-    def _stale(self, ages_s: list[float], file_age_s: float) -> int:
-        return len(ages_s) - bisect_right(ages_s, self.stale_s - file_age_s)
+
+def _premium(mark_price: float, index_price: float) -> float | None:
+    """Return the premium; None if a damaged file has an index price of 0, or prices whose ratio is not a number."""
+    ratio = mark_price / index_price if index_price else math.inf
+    return round(ratio - 1, _PREMIUM_PLACES) if math.isfinite(ratio) else None

@@ -74,15 +74,18 @@ class Verdict:
         return "; ".join(cause.sentence for cause in self.causes) or None
 
 
-def judge(content: Content, file_age_s: float, file_error: str, settings: Settings) -> Verdict:
-    """Judge the state file, or the lack of a usable one, which file_error explains."""
+def judge(content: Content, file_age_s: float, limit_s: float, file_error: str, settings: Settings) -> Verdict:
+    """Judge the state file, or the lack of a usable one, which file_error explains.
+
+    Data older than limit_s is stale.
+    """
     if file_error:
         return Verdict((Cause(Kind.FILE_UNUSABLE, file_error, (file_error,)),))
     if is_heartbeat_late(file_age_s, settings.heartbeat_seconds):
         return Verdict((Cause(Kind.DAEMON_SILENT, f"the daemon has not written for {file_age_s:.0f} s"),))
     live = content.status["connections"] or 0
     wanted = content.status["connections_wanted"] or settings.stream_connections
-    cause = _market_cause(content, file_age_s) or _stream_cause(content, file_age_s, live, wanted)
+    cause = _market_cause(content, file_age_s, limit_s) or _stream_cause(content, file_age_s, live, wanted)
     causes = [cause, *_troubles(content, live, wanted)] if cause else []
     if content.status["clock_offset_seconds"] is None and not (cause and cause.kind in _UNHEALTHY):
         causes.append(Cause(Kind.AGES_BY_ARRIVAL, "ages are by arrival: Binance's time is not known"))
@@ -91,13 +94,13 @@ def judge(content: Content, file_age_s: float, file_error: str, settings: Settin
     return Verdict(tuple(causes))
 
 
-def _market_cause(content: Content, file_age_s: float) -> Cause | None:
+def _market_cause(content: Content, file_age_s: float, limit_s: float) -> Cause | None:
     """Judge the age of the data; return None if it is as it should be."""
-    market, stale = content.market_size, content.stale_of_market(file_age_s)
+    market, stale = content.market_size, content.stale_of_market(file_age_s, limit_s)
     newest_s = content.newest_age_s(file_age_s)
     if newest_s is None:
         return Cause(Kind.NO_DATA_YET, "no data yet")
-    if newest_s > content.stale_s:
+    if newest_s > limit_s:
         return Cause(Kind.NO_NEW_DATA, f"no new data for {newest_s:.0f} s")
     if stale <= FEW * market:
         return None
@@ -144,8 +147,8 @@ _SHOWN = {_camel_case(one.name): one.name for one in STATUS if one.in_health}
 """The fields of the connection status that health shows, by their name there."""
 
 
-def health(content: Content, file_age_s: float, verdict: Verdict, settings: Settings) -> dict[str, Any]:
-    """Return the body of /funding/health."""
+def health(content: Content, file_age_s: float, limit_s: float, verdict: Verdict, settings: Settings) -> dict[str, Any]:
+    """Return the body of /funding/health. The verdict is that for the same limit."""
     status, alive = content.status, not is_heartbeat_late(file_age_s, settings.heartbeat_seconds)
     oldest_s, newest_s = content.oldest_age_s(file_age_s), content.newest_age_s(file_age_s)
     start_s = status["daemon_start_time"] if alive else None
@@ -155,7 +158,7 @@ def health(content: Content, file_age_s: float, verdict: Verdict, settings: Sett
         "websocketConnected": alive and status["connected"],
         "connections": (status["connections"] or 0) if alive else 0,
         "symbolCount": len(content.records),
-        "symbolsStale": content.stale_of_market(file_age_s),
+        "symbolsStale": content.stale_of_market(file_age_s, limit_s),
         "oldestDataAgeSeconds": _to_ms(oldest_s),
         "newestDataAgeSeconds": _to_ms(newest_s),
         "daemonAlive": alive,

@@ -2,14 +2,14 @@
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import settlements
 from ..settlements import DAY_MS, E8, HistoryFault, Settlement, Window
 from .http.message import Request, Response
+from .listing import dump
 from .parameters import Given, InvalidParameter
 from .representation import accepts
 
@@ -26,11 +26,22 @@ _UNAVAILABLE = (_JSON, ("Cache-Control", "no-store"), ("Retry-After", "1"))
 _COLUMNS = ("fundingTime", "fundingRate", "markPrice", "fundingIntervalHours", "rateType", "lastEstimate")
 
 
-def answer(path: str, symbol: str, request: Request, given: Given, now_ms: int, *, is_listed: bool) -> Response:
+class Question(NamedTuple):
+    """A request for the history of a symbol, with its decoded parameters."""
+
+    symbol: str
+    request: Request
+    given: Given
+    now_ms: int
+    """Binance's time."""
+
+
+def answer(path: str, question: Question, unknown: Response | None) -> Response:
     """Answer from the history in the file `path`.
 
-    now_ms: Binance's time. is_listed: whether the state file has the symbol; a delisted one may have a history.
+    unknown: the answer if there is no settlement; None if the symbol is listed. A delisted one may have a history.
     """
+    symbol, request, given, now_ms = question
     to_ms = min(_whole(given, "to", now_ms), now_ms)
     from_ms = _whole(given, "from", max(0, to_ms - _DEFAULT_DAYS * DAY_MS))
     limit = _whole(given, "limit", 0, least=1)
@@ -40,13 +51,13 @@ def answer(path: str, symbol: str, request: Request, given: Given, now_ms: int, 
     try:
         window = settlements.read(path, symbol, from_ms, to_ms, limit or None)
     except HistoryFault as fault:
-        return Response(503, _to_json({"symbol": symbol, "error": str(fault)}), _UNAVAILABLE)
-    if not window.rows and not is_listed:
-        return Response(404, _to_json({"symbol": symbol, "error": "unknown symbol"}), (_JSON, *_CACHEABLE))
+        return Response(503, dump({"symbol": symbol, "error": str(fault)}), _UNAVAILABLE)
+    if not window.rows and unknown is not None:
+        return unknown
     if is_csv_wanted:
         return Response(200, _to_csv(window.rows), (_CSV, *_CACHEABLE))
     body = {"symbol": symbol, "from": window.from_ms, "to": to_ms, **_statistics(window)}
-    return Response(200, _to_json({**body, "data": [_row(row) for row in window.rows]}), (_JSON, *_CACHEABLE))
+    return Response(200, dump({**body, "data": [_row(row) for row in window.rows]}), (_JSON, *_CACHEABLE))
 
 
 def _whole(given: Given, name: str, default: int, least: int = 0) -> int:
@@ -104,7 +115,3 @@ def _numbers(row: Settlement) -> Iterator[int | None]:
 def _to_decimal(value_e8: int) -> str:
     whole, places = divmod(abs(value_e8), E8)
     return f"{'-' if value_e8 < 0 else ''}{whole}.{places:08d}"
-
-
-def _to_json(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"

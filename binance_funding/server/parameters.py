@@ -1,13 +1,17 @@
 """The parameters of a request, after the question mark. Pure."""
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from urllib.parse import parse_qs
 
-from ..schema import SERVED
-from .listing import SortOrder, upper
+from ..schema import SERVED, TEXT
+from .listing import AGE, SortOrder, upper
 
-SORT_FIELDS = (*(one.name for one in SERVED), "ageSeconds")
+SORT_FIELDS = (*(one.name for one in SERVED), AGE)
+_NUMBER_FIELDS = {*SORT_FIELDS} - {one.name for one in SERVED if one.kind == TEXT}
+_SORT = re.compile(r"(?P<minus>-?)(?:(?P<field>\w+)|abs\((?P<number>\w+)\))", re.ASCII)
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
 _SHOWN_CHARACTERS = 40
 # A client may repeat `symbols` for each symbol. A query of 16 KiB could repeat it more often than is quickly read.
 _MOST_PARAMETERS = 2000
@@ -44,21 +48,46 @@ def symbols(given: Given) -> tuple[str, ...] | None:
     names = [name.strip() for name in upper(",".join(given["symbols"])).split(",")]
     named = tuple(dict.fromkeys(filter(None, names)))
     if not named:
-        raise InvalidParameter("'symbols' is empty; allowed: names with commas between them, e.g. BTCUSDT,ETHUSDT")
+        raise InvalidParameter("symbols must be names separated by commas, for example BTCUSDT,ETHUSDT")
     return named
 
 
 def sort_order(given: Given) -> SortOrder | None:
     """Return the order that `sort` asks for; None if the parameter is absent."""
-    orders = [SortOrder(text.removeprefix("-"), text.startswith("-")) for text in given.get("sort", ())]
-    if len(orders) > 1 or any(order.field not in SORT_FIELDS for order in orders):
-        raise InvalidParameter(f"'sort' must be one field; allowed, with '-' to reverse: {', '.join(SORT_FIELDS)}")
-    return orders[0] if orders else None
+    text = _single(given, "sort")
+    if text is None:
+        return None
+    match = _SORT.fullmatch(text)
+    if match and match["field"] in SORT_FIELDS:
+        return SortOrder(match["field"], descending=bool(match["minus"]))
+    if match and match["number"] in _NUMBER_FIELDS:
+        return SortOrder(match["number"], descending=bool(match["minus"]), by_magnitude=True)
+    forms = "field or abs(field), with '-' before it for the largest first"
+    raise InvalidParameter(f"sort must be {forms}; the fields are {', '.join(SORT_FIELDS)}")
 
 
 def limit(given: Given) -> int | None:
     """Return the value of `limit`; None if the parameter is absent."""
-    texts = given.get("limit", ())
-    if len(texts) > 1 or not all(re.fullmatch("[1-9][0-9]{0,8}", text) for text in texts):
-        raise InvalidParameter("'limit' must be one whole number, 1 or more")
-    return int(texts[0]) if texts else None
+    text = _single(given, "limit")
+    if text is not None and not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise InvalidParameter("limit must be a whole number, 1 or more")
+    return None if text is None else int(text)
+
+
+def max_age_s(given: Given) -> float:
+    """Return the value of `maxAge`; infinity if the parameter is absent."""
+    text = _single(given, "maxAge")
+    if text is None:
+        return math.inf
+    value = float(text) if _DECIMAL.fullmatch(text) else 0.0
+    if value <= 0:
+        raise InvalidParameter("maxAge must be a number of seconds above 0, for example 12 or 2.5")
+    return value
+
+
+def _single(given: Given, name: str) -> str | None:
+    """Return the value of a parameter that may be given once; None if it is absent."""
+    values = given.get(name, ())
+    if len(values) > 1:
+        raise InvalidParameter(f"{name} must be given only once")
+    return values[0] if values else None

@@ -42,9 +42,9 @@ def accepts_gzip(request: Request) -> bool:
     return accepts(request.headers.get("accept-encoding", ""), "gzip", "x-gzip", "*")
 
 
-def conditional(request: Request, body: Body, headers: Headers) -> Response:
+def conditional(request: Request, body: Body, headers: Headers, *, may_compress: bool = True) -> Response:
     """Answer with a large body as the client accepts it, or with 304 if the client has it."""
-    is_zipped = accepts_gzip(request)
+    is_zipped = may_compress and accepts_gzip(request)
     # Another encoding is another representation, so it has another strong tag.
     etag = f'"{body.tag}{"-gzip" if is_zipped else ""}"'
     headers += (("ETag", etag),)

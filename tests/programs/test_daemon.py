@@ -225,7 +225,7 @@ def test_help_lists_settings_with_defaults(tmp_path: Path, script: str) -> None:
     answer = subprocess.run([sys.executable, ROOT / script, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert answer.returncode == 0
     assert "STALE_SECONDS" in answer.stdout
-    assert "default 180" in answer.stdout
+    assert "default 30" in answer.stdout
 
 
 def _connected(exchange: Exchange, daemon: Daemon) -> None:

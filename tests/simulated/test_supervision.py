@@ -61,7 +61,7 @@ def health(house: House) -> tuple[str, str | None]:
     house.write()
     state, settings = read(house.daemon._file.path), house.daemon.settings
     age_s = written_age_s(state, house.time.clock.now(), BOOT_ID)
-    verdict = judge(Content(state, settings.stale_seconds), age_s, "", settings)
+    verdict = judge(Content(state, settings.stale_seconds), age_s, settings.stale_seconds, "", settings)
     return verdict.status, verdict.error
 
 

@@ -11,16 +11,16 @@ from binance_funding.settings import Settings
 from tests.support.clock import BOOT_ID, SimulatedClock
 from tests.support.samples import put
 
-STALE_S = 180.0
+STALE_S = 30.0
 
 
 class ApiOverFile:
     """Answers of default settings. The file does not exist until it is put there."""
 
     def __init__(self, directory: Path, boot_id: str = BOOT_ID) -> None:
-        self.path = directory / "state.json"
+        self.path, self.history_path = directory / "state.json", directory / "history.sqlite3"
         self.time = SimulatedClock(boot_id)
-        self.api = Api(StateReader(str(self.path)), Settings(), self.time.clock)
+        self.api = Api(StateReader(str(self.path)), Settings(history_file=str(self.history_path)), self.time.clock)
 
     def put(self, content: dict[str, Any] | bytes) -> None:
         """Replace the state file."""
@@ -41,9 +41,9 @@ class ApiOverFile:
         _check_headers(path, response)
         return body
 
-    def health(self, expected: str) -> dict[str, Any]:
+    def health(self, expected: str, query: str = "") -> dict[str, Any]:
         """Return the body of /funding/health, whose verdict and status must be this one's."""
-        body = self.json("/funding/health", status=503 if expected == "unhealthy" else 200)
+        body = self.json("/funding/health", query, status=503 if expected == "unhealthy" else 200)
         assert body["status"] == expected, body["error"]
         return body
 
@@ -54,6 +54,6 @@ def _check_headers(path: str, response: Response) -> None:
     assert len(headers) == len(response.headers)
     if response.status == 503:
         assert (headers["Cache-Control"], headers["Retry-After"]) == ("no-store", "5")
-    is_data = response.status == 200 and path not in ("/funding/health", "/funding/report")
+    is_data = response.status == 200 and path not in ("/funding/health", "/health", "/healthz", "/funding/report")
     if path != "/" and not is_data and b"unknown symbol" not in response.body:
         assert headers["Cache-Control"] == "no-store"

@@ -159,6 +159,7 @@ def status(**members: Any) -> dict[str, Any]:
         "daemon_start_time": WALL_S - 7200,
         "gaps_ended": 4,
         "gap_seconds": 61.5,
+        "history_error": None,
     }
     return {**good, **members}
 

@@ -8,15 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from binance_funding.daemon.record import render
+from binance_funding.schema import RECORD as RECORD_FIELDS
 from binance_funding.state_file import StateFile
 from tests.support.clock import WALL_S
 from tests.support.samples import rate
+
+NOT_SETTLED = (
+    ',"settledFundingRate":null,"settledFundingTime":null,'
+    '"fundingRateSum24h":null,"fundingRateSum7d":null,"fundingRateSum30d":null'
+)
+"""What a record says of settlements while none is known."""
+
+
+def completed(records: dict[str, Any]) -> dict[str, Any]:
+    """Return the records of an older release as they are read: what they lack has its default."""
+    return {symbol: {**{one.name: one.default for one in RECORD_FIELDS}, **one} for symbol, one in records.items()}
 
 
 def record_text(symbol_text: str, updated_at_s: float = WALL_S) -> bytes:
     """Return one member of `funding_state` as the daemon writes it, with an interval of 8 h and without marks."""
     return render(
-        rate(mark_price=1.5, index_price=1.25, source="rest"), symbol_text, f"{updated_at_s:.3f}", 8, ""
+        rate(mark_price=1.5, index_price=1.25, source="rest"), symbol_text, f"{updated_at_s:.3f}", 8, NOT_SETTLED
     ).encode()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from binance_funding import __version__
 from binance_funding.clock import Clock
-from binance_funding.server.api import Api
+from binance_funding.server.api import ALIASES, Api
 from binance_funding.server.http.message import Request
 from binance_funding.server.state_reader import StateReader
 from binance_funding.settings import Settings, variable
@@ -135,12 +135,12 @@ def test_every_event_is_documented() -> None:
 
 
 def test_every_endpoint_is_documented() -> None:
-    """The first table of docs/http-api.md names every endpoint that the server lists at `/`, and no other."""
+    """The first table of docs/http-api.md names every endpoint that the server lists at `/`, its aliases, no other."""
     answer = Api(StateReader("/nonexistent"), Settings(), Clock())(Request("GET", "/", "", {}))
     listed = {request.partition("?")[0] for request in json.loads(answer.body)["endpoints"]}
     cells = [cells[0] for cells in rows(ROOT / "docs/http-api.md")]
-    documented = {found[1] for cell in cells if (found := re.match(r"\[?`(/[^`?]*)", cell))}
-    assert documented - {"/"} == listed
+    documented = {path for cell in cells for path in re.findall(r"`(/[^`?]*)", cell)}
+    assert documented - {"/"} == listed | ALIASES.keys()
 
 
 def test_the_tables_of_fields_are_those_of_the_schema() -> None:

@@ -16,6 +16,7 @@ from binance_funding.daemon.market.book import Book
 from binance_funding.daemon.market.exchange_clock import ExchangeClock
 from binance_funding.daemon.output.publisher import Annotations, Publisher, Renderer
 from binance_funding.daemon.record import REST
+from binance_funding.settlements import Summary
 from binance_funding.state_file import StateFile, read
 from tests.support.clock import BOOT_ID, STEADY_S, WALL_S, SimulatedClock, learn_time
 from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, context, rate
@@ -51,7 +52,13 @@ def test_a_rate_is_rendered_as_the_documented_record(renderer: Renderer) -> None
         rate('币"A', funding_rate=-0.00000001, mark_price=91725.87823913, received_s=STEADY_S + 0.1049),
         rate("B", source=REST),
     ]
-    annotations = Annotations({"B": 4}, frozenset({'币"A', "B"}), frozenset({'币"A', "B"}), frozenset(), {})
+    annotations = Annotations(
+        {"B": 4},
+        frozenset({'币"A', "B"}),
+        frozenset({'币"A', "B"}),
+        frozenset(),
+        {"B": Summary(8_000, 5, 30_000, -1, None)},
+    )
     assert as_records(renderer.render(rates, OFFSET_S, annotations)) == {
         '币"A': {
             "fundingRate": -0.00000001,
@@ -62,6 +69,11 @@ def test_a_rate_is_rendered_as_the_documented_record(renderer: Renderer) -> None
             "updatedAt": WALL_S + 0.105,
             "fundingIntervalHours": 8,
             "source": "websocket",
+            "settledFundingRate": None,
+            "settledFundingTime": None,
+            "fundingRateSum24h": None,
+            "fundingRateSum7d": None,
+            "fundingRateSum30d": None,
         },
         "B": {
             "fundingRate": 0.0001,
@@ -72,6 +84,11 @@ def test_a_rate_is_rendered_as_the_documented_record(renderer: Renderer) -> None
             "updatedAt": WALL_S,
             "fundingIntervalHours": 4,
             "source": "rest",
+            "settledFundingRate": 0.00008,
+            "settledFundingTime": 5,
+            "fundingRateSum24h": 0.0003,
+            "fundingRateSum7d": -1e-08,
+            "fundingRateSum30d": None,
         },
     }
 

@@ -1,11 +1,9 @@
 """What a subscriber is sent: followed through everything that can happen to the file and to the programs."""
 
-import gc
 import json
 import shutil
 import tempfile
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from tests.support.api_over_file import STALE_S, ApiOverFile
 from tests.support.clock import WALL_S
 from tests.support.follower import Follower
+from tests.support.memory import grown_bytes
 from tests.support.samples import record, state, status
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "币安人生USDT", "aBcUSDT", "SOLUSDT")
@@ -168,20 +167,6 @@ def test_nothing_is_sent_where_nothing_changed(server: ApiOverFile) -> None:
     assert subscriber.look() == b""
 
 
-def grown_bytes(action: Callable[[], object]) -> int:
-    """Return how much more memory is in use after an action, whose result is kept meanwhile."""
-    gc.collect()
-    tracemalloc.start()
-    try:
-        kept = action()
-        gc.collect()
-        grown, _ = tracemalloc.get_traced_memory()
-        del kept
-        return grown
-    finally:
-        tracemalloc.stop()
-
-
 def market(rate: float, prefix: str = "SIM") -> dict[str, dict[str, Any]]:
     """Return 300 records, 70 KB as they are sent."""
     return {f"{prefix}{number:03}USDT": record(fundingRate=rate) for number in range(300)}
@@ -225,12 +210,15 @@ def test_subscribers_that_came_and_went_leave_nothing_behind(server: ApiOverFile
 
 
 def test_names_that_nobody_knows_cost_a_subscriber_what_they_take_in_its_query(server: ApiOverFile) -> None:
-    """Each of twenty subscribers invents 3,000 names in 16 KB."""
+    """Each of twenty subscribers invents 3,000 names in 16 KB. The snapshot names them, and is sent and forgotten."""
     names = ",".join(f"{number:04}" for number in range(3000))
 
     def subscribe() -> object:
         subscribers = [events_of(server, f"symbols={names}") for _ in range(20)]
-        return subscribers, [next(events) for events in subscribers]
+        for events in subscribers:
+            assert sum(map(len, next(events))) < 24_000
+            assert next(events) == []
+        return subscribers
 
     assert grown_bytes(subscribe) < 20 * 24_000
 
@@ -246,7 +234,7 @@ def test_symbols_that_have_left_are_forgotten(server: ApiOverFile) -> None:
             assert len(subscriber.follower.data) == 300
 
     change(range(3))
-    assert grown_bytes(lambda: change(range(3, 40))) < 1_000_000
+    assert grown_bytes(lambda: change(range(3, 40))) < 2_000_000
 
 
 def test_a_symbol_that_left_and_came_back_between_two_reads_is_there(server: ApiOverFile) -> None:
@@ -314,6 +302,38 @@ def test_a_symbol_may_be_asked_for_before_it_is_listed(server: ApiOverFile) -> N
     server.api.version()
     follower.receive(b"".join(next(response.events)))
     assert set(follower.data) == {"BTCUSDT", "币安人生USDT"}
+
+
+def snapshot_of(server: ApiOverFile, query: str) -> dict[str, Any]:
+    """Return the content of the first event of a subscription."""
+    first = b"".join(next(events_of(server, query)))
+    snapshot: dict[str, Any] = json.loads(first.partition(b"data: ")[2].partition(b"\n")[0])
+    return snapshot
+
+
+def test_a_snapshot_lists_the_names_that_are_not_known(server: ApiOverFile) -> None:
+    """In upper case, in the order asked. Who asks for everything names nothing."""
+    server.api.version()
+    snapshot = snapshot_of(server, "symbols=sol-usdt,btcusdt,BTC")
+    assert (snapshot["unknown"], snapshot["count"], list(snapshot["data"])) == (["SOL-USDT", "BTC"], 1, ["BTCUSDT"])
+    assert snapshot_of(server, "symbols=BTCUSDT")["unknown"] == []
+    assert "unknown" not in snapshot_of(server, "")
+
+
+def test_only_a_snapshot_lists_unknown_names(server: ApiOverFile) -> None:
+    """A name that becomes known arrives in an update."""
+    subscriber = Subscriber(server, ("BTCUSDT", "SOLUSDT"))
+    server.put(state({"BTCUSDT": record(), "SOLUSDT": record()}, updated_at=WALL_S + 1))
+    assert b'"unknown"' not in subscriber.look()
+    assert set(subscriber.follower.data) == {"BTCUSDT", "SOLUSDT"}
+
+
+def test_before_the_first_data_no_name_is_unknown(tmp_path: Path) -> None:
+    """A subscriber that comes first would drop its whole universe."""
+    server = ApiOverFile(tmp_path)
+    server.put(state({}))
+    server.api.version()
+    assert snapshot_of(server, "symbols=BTCUSDT")["unknown"] == []
 
 
 def test_without_a_file_there_is_an_empty_snapshot(tmp_path: Path) -> None:

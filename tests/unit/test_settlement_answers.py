@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import pytest
 
 from binance_funding.server import history, parameters
-from binance_funding.server.http.message import Request
+from binance_funding.server.http.message import Request, error_response
 from binance_funding.server.parameters import InvalidParameter
 from binance_funding.settlements import DAY_MS, HOUR_MS, Settlement, SettlementWriter
 from tests.exchange.ledger import Ledger, Row
@@ -56,7 +56,8 @@ def ask(path: str, symbol: str = "BTCUSDT", *, accept: str = "", **query: object
     named = {"from" if name == "since" else name: value for name, value in query.items()}
     given = parameters.parse(urlencode(named), history.PARAMETERS)
     request = Request("GET", f"/funding/{symbol}/history", "", {"accept": accept})
-    response = history.answer(path, symbol, request, given, NOW_MS, is_listed=symbol == "NEWUSDT")
+    unknown = None if symbol == "NEWUSDT" else error_response(404, "unknown symbol")
+    response = history.answer(path, history.Question(symbol, request, given, NOW_MS), unknown)
     headers = dict(response.headers)
     is_json = headers["Content-Type"].startswith("application/json")
     return Answer(response.status, json.loads(response.body) if is_json else response.body.decode(), headers)

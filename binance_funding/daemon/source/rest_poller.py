@@ -141,7 +141,9 @@ class RestPoller:
     def _due_s(self) -> float:
         """Return when the next snapshot is to be asked for."""
         due_s, fallback_s = self._asked_s + self._settings.rest_poll_seconds, self._settings.rest_fallback_seconds
-        if self.fallback_active or not self._freshness.latest.symbols:
+        latest = self._freshness.latest
+        # Symbols that only REST delivers would be stale between two routine snapshots.
+        if self.fallback_active or latest.from_rest or not latest.symbols:
             in_fallback_s = self._counted_from_s + _FALLBACK_SHARE * fallback_s
             due_s = min(due_s + fallback_s, in_fallback_s, self._retry_at_s)
         return max(due_s, self._paused_until_s)
