@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from binance_funding.server.http.limits import Limits
 from binance_funding.server.http.message import Request, Response
+from binance_funding.server.http.server import Limits
 from tests.support.clock import SimulatedClock
 from tests.support.http_client import GET, HALF_A_REQUEST, Client, assert_gone, assert_refused, by_path, echo, running
 from tests.support.waiting import PATIENCE_S, eventually
@@ -158,6 +158,36 @@ def test_a_refused_client_is_not_read_for_ever() -> None:
     with running(echo, limits=Limits(closing_s=0.1)) as server, Client(server.address) as client:
         assert_refused(client, b"\0", 400)
         assert_gone(client)
+
+
+def flood(client: Client) -> None:
+    """Send without a pause, for a limited time."""
+    end_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end_s:
+        client.send(b"\0" * 1000)
+
+
+def test_a_client_that_never_stops_sending_delays_nobody_else() -> None:
+    """A refused client is closed after closing_s, and another subscriber still gets its events."""
+
+    def handler(_: Request) -> Response:
+        return Response(200, b"", events=itertools.repeat([b"."]))
+
+    limits = Limits(closing_s=0.2)
+    with running(handler, limits=limits) as server, Client(server.address) as chatty, Client(server.address) as other:
+        for client in (chatty, other):
+            client.send(GET)
+            client.received += client.sock.recv(1000)
+
+        def other_gets_events() -> bool:
+            chatty.send(b"a" * 100)
+            chatty.sock.recv(1000)
+            other.received += other.sock.recv(1000)
+            return other.received.count(b"1\r\n.\r\n") > 20
+
+        eventually(other_gets_events, "twenty events have come")
+        with Client(server.address) as refused, pytest.raises(ConnectionError):
+            flood(refused)
 
 
 def test_closing_connections_are_bounded() -> None:
