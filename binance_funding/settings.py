@@ -193,6 +193,8 @@ def load(environment: Mapping[str, str] = os.environ, env_file: str = ".env") ->
     if not faults and values["reconnect_min_seconds"] > values["reconnect_max_seconds"]:
         allowed_s = f"at most RECONNECT_MAX_SECONDS, which is {values['reconnect_max_seconds']:g}"
         faults.append(f"RECONNECT_MIN_SECONDS={values['reconnect_min_seconds']:g} is not allowed: {allowed_s}")
+    if not faults and os.path.abspath(values["history_file"]) == os.path.abspath(values["state_file"]):
+        faults.append("HISTORY_FILE is not allowed: it must be another file than STATE_FILE")
     if faults:
         raise SettingsError("; ".join(faults))
     return Settings(**values)
