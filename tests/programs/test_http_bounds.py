@@ -203,19 +203,20 @@ def test_closing_connections_are_bounded() -> None:
                 client.send(b"a")
 
 
-def test_when_full_the_connection_idle_longest_gives_way() -> None:
-    """Idle since its last answer, not since it came; half a request does not give way while one is idle."""
+def test_when_full_the_connection_that_has_waited_longest_gives_way() -> None:
+    """Since its last answer, or since the first byte of its request."""
     with running(echo, max_connections=4) as server, contextlib.ExitStack() as stack:
         half, first, second, third = (stack.enter_context(Client(server.address)) for _ in range(4))
+        half.get()
         half.send(HALF_A_REQUEST)
         for client in (first, second, third, first):
             assert client.get().status == 200
-        fourth = stack.enter_context(Client(server.address))
-        assert fourth.get().status == 200
-        assert second.rest() == b""
-        half.send(b"Host: x\r\n\r\n")
-        assert half.reply().status == 200
-        for client in (first, third, fourth):
+        newcomers = []
+        for displaced in (half, second):
+            newcomers.append(stack.enter_context(Client(server.address)))
+            assert newcomers[-1].get().status == 200
+            assert displaced.rest() == b""
+        for client in (first, third, *newcomers):
             assert client.get().status == 200
 
 

@@ -60,8 +60,8 @@ class HttpServer:
     """Serves the handler's answers to the clients of a listening socket, which it owns, until stopped.
 
     Half of max_connections may subscribe to events. When all places are taken, a new connection gets the place of the
-    connection that has been idle for longest. If none is idle, it gets the place of one that has not taken any bytes
-    for a while, or else of the one whose request has been incomplete for longest. Otherwise it gets 503.
+    connection that has waited longest for a request or for the rest of one. If there is none, it gets the place of a
+    connection that has taken no bytes for a while. Otherwise it gets 503.
     """
 
     def __init__(
@@ -251,13 +251,13 @@ class HttpServer:
 
         A connection that came or was served in this turn is spared: its next request may have come meanwhile.
         """
-        idle, reading, new = map(self._connections.first, _ASKING)
+        # Half a request is no better than none: a crowd of them must not displace clients that were served recently.
+        waiting = filter(None, map(self._connections.first, _ASKING))
+        longest = min(waiting, key=attrgetter("since_s"), default=None)
+        if longest and longest.since_s < self._now_s:
+            return longest
         writing = self._connections.of(State.WRITING, State.PUSHING)
-        stalled = [client for client in writing if client.took_s <= self._now_s - self._limits.stalled_s]
-        # A new connection counts as an incomplete request: a crowd must not displace a client that is about to ask.
-        incomplete = sorted(filter(None, (reading, new)), key=attrgetter("since_s"))
-        candidates = [idle, *stalled[:1], *incomplete[:1]]
-        return next((client for client in candidates if client and client.since_s < self._now_s), None)
+        return next((client for client in writing if client.took_s <= self._now_s - self._limits.stalled_s), None)
 
     def _close(self, client: Client) -> None:
         self._connections.enter(client, _CLOSED, self._now_s)
