@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from bench import daemon, growth, machine, proxied, push, server
+from bench import daemon, growth, history, machine, proxied, push, server
 
 _PARTS = {
     "daemon": daemon.measure,
@@ -13,6 +13,7 @@ _PARTS = {
     "push": push.measure,
     "proxied": proxied.measure,
     "growth": growth.measure,
+    "history": history.measure,
 }
 _NEEDS = {"server": ("nginx", "wrk"), "push": ("wrk",), "proxied": ("nginx", "wrk"), "growth": ("wrk",)}
 _RESULTS = Path(__file__).with_name("results.md")

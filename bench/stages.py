@@ -33,7 +33,7 @@ class Stages:
         exchange_clock = ExchangeClock(self._clock)
         self._book = Book(settings, exchange_clock, Intervals(self._clock), StreamState(settings, self._clock))
         self._renderer = Renderer(exchange_clock)
-        self._annotations = Annotations({}, {}, None, frozenset())
+        self._annotations = Annotations({}, {}, None, frozenset(), {})
         self._file = StateFile(str(folder / "stages.json"))
         self._tick_s: dict[str, float] = {}
         self._taken_s: dict[str, list[float]] = {}

@@ -122,6 +122,11 @@ RECORD: Section = (
     Field("interestRate", RATIO, "interest rate, as part of the funding rate"),
     Field("fundingRateCap", RATIO, "highest funding rate; null if Binance names none"),
     Field("fundingRateFloor", RATIO, "lowest funding rate; null if Binance names none"),
+    Field("settledFundingRate", RATIO, "funding rate of the last settlement", metric="settled_rate"),
+    Field("settledFundingTime", UNIX_MS, "time of the last settlement", metric="settled_timestamp_seconds"),
+    Field("fundingRateSum24h", RATIO, "sum of the settled rates of the last 24 full hours; null if not complete"),
+    Field("fundingRateSum7d", RATIO, "the same for 7 days"),
+    Field("fundingRateSum30d", RATIO, "the same for 30 days"),
 )
 
 SERVED: Section = (
@@ -188,6 +193,7 @@ STATUS: Section = (
     Field("daemon_start_time", UNIX_S, "when the daemon started", metric="daemon_start_time_seconds"),
     Field("gaps_ended", COUNT, "ended gaps (more than 10 s without new data)", metric="gaps_total"),
     Field("gap_seconds", SECONDS, "total length of these gaps", metric="gap_seconds_total"),
+    Field("history_error", TEXT, "what keeps the settlement history from being filled, or null"),
 )
 
 TOTALS: Section = (

@@ -123,6 +123,10 @@ class Settings:
     )
     binance_rest_url: str = _setting("https://fapi.binance.com", _rest_url, DAEMON, "REST base address")
     state_file: str = _setting(".funding_state.json", _path, BOTH, "the file that both programs share")
+    history_file: str = _setting(".funding_history.sqlite3", _path, BOTH, "the settlement history (sqlite)")
+    history_days: int = _setting(
+        "90", _whole(0, 3650), BOTH, "days that the settlement history keeps; 0 switches it off"
+    )
     stale_seconds: float = _duration("30", BOTH, "data older than this is stale: the server answers 503")
     silence_seconds: float = _duration(
         "15", DAEMON, "a connection whose newest mark prices are older than this, by Binance's clock, is replaced"
@@ -189,6 +193,8 @@ def load(environment: Mapping[str, str] = os.environ, env_file: str = ".env") ->
     if not faults and values["reconnect_min_seconds"] > values["reconnect_max_seconds"]:
         allowed_s = f"at most RECONNECT_MAX_SECONDS, which is {values['reconnect_max_seconds']:g}"
         faults.append(f"RECONNECT_MIN_SECONDS={values['reconnect_min_seconds']:g} is not allowed: {allowed_s}")
+    if not faults and os.path.abspath(values["history_file"]) == os.path.abspath(values["state_file"]):
+        faults.append("HISTORY_FILE is not allowed: it must be another file than STATE_FILE")
     if faults:
         raise SettingsError("; ".join(faults))
     return Settings(**values)

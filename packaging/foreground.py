@@ -128,6 +128,7 @@ def _run(hint: _Hint, signals: list[int], *, demo: bool) -> int:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             # A proxy of this host does not reach the simulated exchange. Of no_proxy and NO_PROXY the first is read.
             os.environ.update(no_proxy="127.0.0.1", PYTHONPATH=str(_ROOT), STATE_FILE=f"{folder}/funding_state.json")
+            os.environ.update(HISTORY_FILE=f"{folder}/funding_history.sqlite3")
             if not _point_to(start(["-m", "tests.exchange"], subprocess.PIPE)):
                 return EX_UNAVAILABLE
         start([str(_ROOT / "binance_funding_ws_daemon.py")])

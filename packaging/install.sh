@@ -76,14 +76,15 @@ build_release() {
 }
 
 write_settings() {
-    # Write every setting with its default as a comment; STATE_FILE has the value of the units.
+    # Write every setting with its default as a comment; STATE_FILE and HISTORY_FILE have the values of the units.
     {
         echo "# Settings of binance-funding-ws and binance-funding-api. After a change:"
         echo "#   sudo systemctl restart binance-funding-ws"
         echo
         # Skip the first paragraph of .env.example, which is about .env.
         sed -e '1,/^$/d' -e 's/^\([A-Z]\)/#\1/' \
-            -e 's|^#*STATE_FILE=.*|#STATE_FILE=/run/binance-funding/funding_state.json|' "$source/.env.example"
+            -e 's|^#*STATE_FILE=.*|#STATE_FILE=/run/binance-funding/funding_state.json|' \
+            -e 's|^#*HISTORY_FILE=.*|#HISTORY_FILE=/var/lib/binance-funding/funding_history.sqlite3|' "$source/.env.example"
     } >"$release/settings"
     # Not world-readable, because the address of a proxy may contain a password. systemd reads the file as root.
     install -m 0640 "$release/settings" "$settings"
@@ -153,7 +154,9 @@ do_uninstall() {
     rm -rf "$prefix" /run/binance-funding
     if id binance-funding >/dev/null 2>&1; then userdel binance-funding; fi
     echo "Services stopped; programs, units, user and state file removed."
-    if [ -e "$settings" ]; then echo "$settings is still there. To remove it as well: sudo rm $settings"; fi
+    for kept in "$settings" /var/lib/binance-funding; do
+        if [ -e "$kept" ]; then echo "$kept is still there. To remove it as well: sudo rm -r $kept"; fi
+    done
 }
 
 [ "$(id -u)" -eq 0 ] || die "needs root: sudo make ${1:-install}"

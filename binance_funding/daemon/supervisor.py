@@ -15,6 +15,7 @@ from ..log import EventLogger, LogThrottle, printable
 from ..program import EX_CANTCREAT, EX_TEMPFAIL, Threads, acquire
 from ..schema import STATUS, declared
 from ..settings import Settings, SettingsError
+from ..settlements import SettlementWriter
 from ..state_file import AlreadyRunning, StateFile, why_not
 from .market.book import Book
 from .market.comparison import Comparison
@@ -32,6 +33,7 @@ from .source.libraries import check_certificates
 from .source.pool import StreamPool
 from .source.rest_client import RestClient
 from .source.rest_poller import RestPoller
+from .source.settlement_filler import REQUEST_WITHIN_S, SettlementFiller
 
 _log = EventLogger("binance_funding.daemon")
 
@@ -68,6 +70,7 @@ class Daemon:
         threads: Threads | None = None,
         open_connection: Callable[..., Connection] = Connection,
         rest_client: RestClient | None = None,
+        history_client: RestClient | None = None,
         notify: Callable[[str], bool] = systemd.notify,
     ) -> None:
         """Build the parts; start nothing."""
@@ -111,12 +114,25 @@ class Daemon:
             settings, *clocks, *market, self._intervals, self._stream_state, client, self._feed, self._live_connections
         )
         self._publisher = Publisher(settings, *clocks, self._file, self._book, self._annotations, self._describe)
+        self._history = SettlementFiller(
+            SettlementWriter(settings.history_file, settings.history_days),
+            history_client or RestClient(settings.binance_rest_url, settings.rest_timeout_seconds, self.clock),
+            self.clock,
+            self._throttle,
+            now_ms=self._exchange_clock.now_ms,
+            next_funding_times=lambda: self._book.next_funding_times(self.clock.steady_s()),
+            last_estimates=self._book.last_estimates,
+            may_ask=self._rest.may_ask_for_more,
+            on_error=lambda error: self._rest.apply_pause(error.cause),
+        )
         # Each part has a thread: its name, and the longest time that one round of it may take.
-        self._parts = (
+        self._parts: list[tuple[str, Publisher | StreamPool | RestPoller | SettlementFiller, float]] = [
             ("publisher", self._publisher, _STUCK_AFTER_S + settings.heartbeat_seconds),
             ("stream", self._stream, _STUCK_AFTER_S),
             ("rest", self._rest, _REST_STUCK_AFTER_S + settings.rest_timeout_seconds),
-        )
+        ]
+        if settings.history_days:
+            self._parts.append(("history", self._history, _REST_STUCK_AFTER_S + REQUEST_WITHIN_S))
 
     def run(self) -> int:
         """Run until a stop is requested or a thread dies; return the exit status."""
@@ -232,7 +248,9 @@ class Daemon:
 
     def _annotations(self) -> Annotations:
         book = self._book
-        return Annotations(self._intervals.terms, book.interest_rates, book.listed, book.halted)
+        return Annotations(
+            self._intervals.terms, book.interest_rates, book.listed, book.halted, self._history.summaries
+        )
 
     def _trouble(self) -> str:
         """Name what is wrong with the sources, for the cause of a gap."""
@@ -263,6 +281,7 @@ class Daemon:
             "daemon_start_time": now.wall_at(self._started_s),
             "gaps_ended": self._freshness.gaps_ended,
             "gap_seconds": self._freshness.gap_seconds,
+            "history_error": str(self._history.fault) if self._history.fault else None,
         }
         return {
             "connection_status": {**declared(STATUS, status), "rest": self._rest.status()},
@@ -285,6 +304,7 @@ class Daemon:
         self._stream.wake()
         self._book.changed.set()
         self._rest.abort()
+        self._history.abort()
         unfinished = self.threads.join(_STOP_WITHIN_S / 2)
         if unfinished:
             self._stream.abort()

@@ -12,7 +12,7 @@ from .. import __version__, process
 from ..clock import Clock
 from ..settings import Settings
 from ..state_file import EMPTY, written_age_s
-from . import metrics, page, parameters
+from . import history, metrics, page, parameters
 from .content import Content
 from .health import UNHEALTHY, Verdict, health, judge
 from .http.message import Request, Response, error_response
@@ -59,15 +59,17 @@ class Endpoint:
     """Whether the answer is 503 while there is no usable state file."""
 
 
-_SYMBOL = "/funding/{symbol}"
+_SYMBOL, _HISTORY = "/funding/{symbol}", "/funding/{symbol}/history"
 # Other exchanges write BTC/USDT, and ccxt BTC/USDT:USDT. The path is decoded, so %2F in a name is a slash too.
 _SYMBOL_PATH = re.compile("/funding/[^/]+(/USD[^/]*)?", re.IGNORECASE)
+_HISTORY_END = "/history"
 _HEALTH = "/funding/health"
 ALIASES = {"/health": _HEALTH, "/healthz": _HEALTH}
 """Other paths of endpoints."""
 _EXAMPLES = {
     "/funding": "every symbol",
     _SYMBOL: "one symbol, e.g. /funding/BTCUSDT",
+    _HISTORY: "its settlements, as JSON or (format=csv) CSV",
     "/funding/batch?symbols=BTCUSDT,ETHUSDT": "several symbols",
     "/funding/batch?sort=-annualizedFundingRate&limit=20": "the symbols with the highest rates",
     "/funding/stream?symbols=BTCUSDT,ETHUSDT": "some symbols or all, pushed when they change (server-sent events)",
@@ -99,6 +101,7 @@ class Api:
             "/": Endpoint(self._root, needs_file=False),
             "/funding": Endpoint(self._all, ("maxAge",)),
             _SYMBOL: Endpoint(self._symbol, ("maxAge",)),
+            _HISTORY: Endpoint(self._history, history.PARAMETERS, needs_file=False),
             "/funding/batch": Endpoint(self._batch, ("symbols", "sort", "limit", "maxAge"), needs_file=False),
             "/funding/stream": Endpoint(self._stream, ("symbols",), needs_file=False),
             _HEALTH: Endpoint(self._health, ("maxAge",), needs_file=False),
@@ -140,7 +143,10 @@ class Api:
         path = ALIASES.get(request.path, request.path)
         if path in self.endpoints:
             return path
-        return _SYMBOL if _SYMBOL_PATH.fullmatch(path) else OTHER
+        of_symbol = path.removesuffix(_HISTORY_END)
+        if not _SYMBOL_PATH.fullmatch(of_symbol):
+            return OTHER
+        return _SYMBOL if of_symbol == path else _HISTORY
 
     def _file_age_s(self) -> float:
         return written_age_s(self._content.state, self._clock.now(), self._clock.boot_id)
@@ -156,11 +162,26 @@ class Api:
         name = upper(call.request.path.removeprefix("/funding/"))
         listed = self._listing.by_name.get(name)
         if listed is None:
-            body = self._listing.unknown(name) + b"\n"
-            return Response(404, body, (_JSON, _CACHEABLE)) if self._listing.all else _unavailable(body)
+            return self._unknown(name)
         body = listed.with_age(call.file_age_s, call.limit_s) + b"\n"
         is_stale = listed.is_older(call.file_age_s, call.limit_s)
         return _unavailable(body) if is_stale else Response(200, body, (_JSON, _CACHEABLE))
+
+    def _unknown(self, name: str) -> Response:
+        body = self._listing.unknown(name) + b"\n"
+        return Response(404, body, (_JSON, _CACHEABLE)) if self._listing.all else _unavailable(body)
+
+    def _history(self, call: Call) -> Response:
+        if not self._settings.history_days:
+            return error_response(404, "the settlement history is switched off (HISTORY_DAYS=0)")
+        self._listing.refresh(self._content, call.file_age_s)
+        name = upper(call.request.path.removeprefix("/funding/").removesuffix(_HISTORY_END))
+        listed = self._listing.by_name.get(name)
+        symbol, unknown = (name, self._unknown(name)) if listed is None else (listed.symbol, None)
+        # Settlements are dated by Binance's clock.
+        now_s = self._clock.wall_s() + (self._content.status["clock_offset_seconds"] or 0.0)
+        asked = history.Question(symbol, call.request, call.given, round(now_s * 1000))
+        return history.answer(self._settings.history_file, asked, unknown)
 
     def _batch(self, call: Call) -> Response:
         names, order = parameters.symbols(call.given), parameters.sort_order(call.given)

@@ -36,9 +36,12 @@ class Kind(Enum):
     STREAM_TROUBLE = auto()
     REST_TROUBLE = auto()
     AGES_BY_ARRIVAL = auto()
+    HISTORY_TROUBLE = auto()
 
 
 _UNHEALTHY = {Kind.FILE_UNUSABLE, Kind.DAEMON_SILENT, Kind.NO_DATA_YET, Kind.NO_NEW_DATA, Kind.NEARLY_ALL_STALE}
+# The data is as good as ever.
+_HARMLESS = {Kind.AGES_BY_ARRIVAL, Kind.HISTORY_TROUBLE}
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Verdict:
         kinds = {cause.kind for cause in self.causes}
         if kinds & _UNHEALTHY:
             return UNHEALTHY
-        return DEGRADED if kinds - {Kind.AGES_BY_ARRIVAL} else HEALTHY
+        return DEGRADED if kinds - _HARMLESS else HEALTHY
 
     @property
     def error(self) -> str | None:
@@ -86,6 +89,8 @@ def judge(content: Content, file_age_s: float, limit_s: float, file_error: str, 
     causes = [cause, *_troubles(content, live, wanted)] if cause else []
     if content.status["clock_offset_seconds"] is None and not (cause and cause.kind in _UNHEALTHY):
         causes.append(Cause(Kind.AGES_BY_ARRIVAL, "ages are by arrival: Binance's time is not known"))
+    if trouble := content.status["history_error"]:
+        causes.append(Cause(Kind.HISTORY_TROUBLE, f"settlement history: {trouble}", (trouble,)))
     return Verdict(tuple(causes))
 
 

@@ -4,6 +4,7 @@
 `python -m tests.exchange` runs one until it is told to stop.
 """
 
+from tests.exchange.ledger import Ledger
 from tests.exchange.market import STREAM, STREAM_1S, Expected, Market, envelope, ticker_row, to_json
 from tests.exchange.rest import FUNDING_INFO, FUNDING_RATE, PREMIUM_INDEX, SERVER_TIME, RestRequest
 from tests.exchange.simulator import ALL, FUTURE, Exchange, Which
@@ -23,6 +24,7 @@ __all__ = [
     "ConnectionRecord",
     "Exchange",
     "Expected",
+    "Ledger",
     "Market",
     "RestRequest",
     "ThrottlingProxy",

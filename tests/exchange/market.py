@@ -1,7 +1,7 @@
 """A market whose every number follows from symbol and event time: a test can recompute what was sent.
 
 The shapes are those of Binance's USD-M futures: mark price rows as `!markPrice@arr` pushes them, the answers
-of `GET /fapi/v1/premiumIndex`, of `GET /fapi/v1/fundingInfo` and of `GET /fapi/v1/fundingRate`.
+of `GET /fapi/v1/premiumIndex` and of `GET /fapi/v1/fundingInfo`. What was settled is in the ledger.
 Prices move like the real ones: within 5 s by less than 0.2 % and funding rates by less than 0.00002.
 """
 
@@ -32,7 +32,6 @@ MISMATCH_PRICE_FACTOR = 1.01
 MISMATCH_FUNDING_RATE = 0.0005
 HOUR_MS = 3_600_000
 SLOW_WAVE_PERIOD_MS = 5 * HOUR_MS
-SETTLED_LATE_MS = 8
 
 
 class Expected(NamedTuple):
@@ -208,27 +207,9 @@ class Market:
             if one.interval_listed
         ]
 
-    def funding_history(self, symbol: str, now_ms: int, start_ms: int, limit: int) -> list[dict[str, Any]]:
-        """Return the answer of `GET /fapi/v1/fundingRate` for a symbol: what was settled until now, oldest first.
-
-        Settled is what the rows of that moment say. Its time is a few ms late, as the real ones often are.
-        Raises KeyError for a symbol the market never had.
-        """
-        if self._by_symbol[symbol].fundless_rate is not None:
-            return []
-        step_ms = self.funding_interval_h(symbol) * HOUR_MS
-        newest_ms = now_ms // step_ms * step_ms
-        rows = [self.row(symbol, newest_ms - back * step_ms) for back in reversed(range(limit))]
-        settled = [
-            {
-                "symbol": symbol,
-                "fundingTime": row["E"] + zlib.crc32(f"{symbol}{row['E']}".encode()) % SETTLED_LATE_MS,
-                "fundingRate": row["r"],
-                "markPrice": row["p"],
-            }
-            for row in rows
-        ]
-        return [one for one in settled if start_ms <= one["fundingTime"] <= now_ms]
+    def has(self, symbol: str) -> bool:
+        """Whether a symbol is listed or ever was."""
+        return symbol in self._by_symbol
 
     def _first_message(self) -> list[Instrument]:
         return self._usd_m + self._coin_m + self._fundless

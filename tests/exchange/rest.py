@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import http
+import math
 import socket
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
+from tests.exchange.ledger import Ledger, SharedAllowance
 from tests.exchange.market import Market, to_json
 from tests.exchange.stream import RECORDS_KEPT, reset_transport
 
@@ -22,7 +24,6 @@ FUNDING_RATE = "/fapi/v1/fundingRate"
 SERVER_TIME = "/fapi/v1/time"
 ALL_SYMBOLS_WEIGHT = 10
 WEIGHT_PER_MINUTE = 2400
-SETTLEMENTS = 100
 
 How = Literal["answer", "hang", "trickle", "cut", "reset"]
 
@@ -67,6 +68,7 @@ class RestService:
     def __init__(
         self,
         market: Market,
+        ledger: Ledger,
         now_ms: Callable[[], int],
         row_time_ms: Callable[[], int],
         server_time_ms: Callable[[], int],
@@ -74,6 +76,8 @@ class RestService:
         self.requests: deque[RestRequest] = deque(maxlen=RECORDS_KEPT)
         self._faults: dict[str, RestFault] = {}  # by path
         self._market = market
+        self._ledger = ledger
+        self.allowance = SharedAllowance()
         self._now_ms = now_ms
         self._row_time_ms = row_time_ms
         self._server_time_ms = server_time_ms
@@ -197,23 +201,23 @@ class RestService:
         if method != "GET":
             return _json(405, {"code": -1, "msg": "Method not allowed."})
         if url.path == FUNDING_INFO:
-            return _json(200, self._market.funding_info())
+            return self._allowed() or _json(200, self._market.funding_info())
         if url.path == FUNDING_RATE:
-            return self._funding_rate(symbol, query)
+            return self._allowed() or _json(*self._ledger.answer(query, self._now_ms()))
         if url.path == SERVER_TIME:
             return self._weighed(1, self._server_time)
         if url.path == PREMIUM_INDEX:
             return self._weighed(1 if symbol else ALL_SYMBOLS_WEIGHT, lambda: self._premium_index(symbol))
         return _json(404, {"code": -5000, "msg": f"Path {url.path}, Method GET is invalid"})
 
-    def _funding_rate(self, symbol: str, query: dict[str, str]) -> _Answer:
-        """Answer for one symbol, by `startTime` and `limit`: the real exchange knows more."""
-        start_ms, limit = int(query.get("startTime", 0)), int(query.get("limit", SETTLEMENTS))
-        try:
-            rows = self._market.funding_history(symbol, self._now_ms(), start_ms, limit)
-        except KeyError:
-            return _invalid_symbol()
-        return _json(200, rows)
+    def _allowed(self) -> _Answer | None:
+        """Count a request for settlements or funding info; return the refusal where there were too many."""
+        wait_s = self.allowance.take(self._now_ms() / 1000)
+        if not wait_s:
+            return None
+        refusal = _json(429, {"code": -1003, "msg": "Too many requests; the limit is 500 in 5 minutes."})
+        refusal.headers["Retry-After"] = str(math.ceil(wait_s))
+        return refusal
 
     def _server_time(self) -> _Answer:
         return _json(200, {"serverTime": self._server_time_ms()})

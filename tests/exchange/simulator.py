@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from websockets.frames import Opcode
 
+from tests.exchange.ledger import Ledger
 from tests.exchange.loop import LoopThread
 from tests.exchange.market import STREAM, STREAM_1S, Market, envelope
 from tests.exchange.rest import PREMIUM_INDEX, How, RestFault, RestRequest, RestService
@@ -76,10 +77,13 @@ class Exchange:
         pong_deadline_s: float = 600.0,
         lifetime_s: float = 86_400.0,
         clock_offset_s: float = 0.0,
+        published_after_s: float = 0.0,
         ws_port: int = 0,
         rest_port: int = 0,
     ) -> None:
         self.market = market or Market()
+        self.ledger = Ledger(self.market, published_after_s=published_after_s)
+        """What was settled. Settlements can be asked for `published_after_s` after they took place."""
         self.clock_offset_s = clock_offset_s
         """The exchange's clock minus this host's. May be changed at any time."""
         self.rest_time_skew_s = 0.0
@@ -92,7 +96,7 @@ class Exchange:
         self._thread = LoopThread("simulated-exchange", self._start, self._stop)
         timing = Timing(tick_s, ping_s, pong_deadline_s, lifetime_s)
         self._stream = StreamService(self.market, timing, self.now_ms, self._thread.spawn)
-        self._rest = RestService(self.market, self.now_ms, self._row_time_ms, self._server_time_ms)
+        self._rest = RestService(self.market, self.ledger, self.now_ms, self._row_time_ms, self._server_time_ms)
         self._ports = {"ws": ws_port, "rest": rest_port}
         self._reserved: dict[str, socket.socket] = {}
 
@@ -351,6 +355,10 @@ class Exchange:
     def up(self, *, ws: bool = True, rest: bool = True) -> None:
         """Listen on the same ports again."""
         self._thread.run(self._up(ws, rest))
+
+    def allow_settlement_requests(self, most: int) -> None:
+        """Answer so many requests for settlements and funding info in 5 min (default: 500)."""
+        self._thread.call(lambda: setattr(self._rest.allowance, "most", most))
 
     # REST faults, until rest_ok(), each for requests of which the target begins with `path`. A new fault replaces
     # those for its own path and for longer ones; of several that remain, the one with the longest path counts.

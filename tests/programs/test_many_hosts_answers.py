@@ -76,6 +76,18 @@ def test_metrics_are_not_passed_on(hosts: Hosts) -> None:
     assert (answer.status_code, list(answer.json())) == (404, ["error"])
 
 
+def test_settlements_come_as_the_client_wants_them(hosts: Hosts) -> None:
+    """The copies in JSON and in CSV are kept apart, and used for some seconds."""
+    path = "/funding/BTCUSDT/history"
+    eventually(lambda: hosts.ask(path).status_code == 200, "the history")
+    time.sleep(1.1)
+    given = [hosts.ask(path, Accept=accept) for accept in ("text/csv", "*/*") * 2]
+    kinds = [answer.headers["Content-Type"].partition(";")[0] for answer in given]
+    assert kinds == ["text/csv", "application/json"] * 2
+    assert given[0].headers["Date"] == given[2].headers["Date"]
+    assert given[0].headers["Cache-Control"] == "max-age=60"
+
+
 def test_a_host_that_swallows_packets_gives_way_to_the_next(hosts: Hosts, tmp_path: Path) -> None:
     """Connecting has a limit of its own."""
     with silent_port() as port, running_nginx(tmp_path, port, hosts.second.port) as nginx:

@@ -39,7 +39,7 @@ class Bench:
             desk.exchange_clock,
             StateFile(str(self.path)),
             self.desk.book,
-            lambda: Annotations({}, {}, self.desk.book.listed, self.desk.book.halted),
+            lambda: Annotations({}, {}, self.desk.book.listed, self.desk.book.halted, {}),
             lambda _wall_s: {"connection_status": {}, "comparison": {}, "gaps": [], "history": []},
         )
         self.reader = StateReader(str(self.path))

@@ -18,9 +18,9 @@ class ApiOverFile:
     """Answers of default settings. The file does not exist until it is put there."""
 
     def __init__(self, directory: Path, boot_id: str = BOOT_ID) -> None:
-        self.path = directory / "state.json"
+        self.path, self.history_path = directory / "state.json", directory / "history.sqlite3"
         self.time = SimulatedClock(boot_id)
-        self.api = Api(StateReader(str(self.path)), Settings(), self.time.clock)
+        self.api = Api(StateReader(str(self.path)), Settings(history_file=str(self.history_path)), self.time.clock)
 
     def put(self, content: dict[str, Any] | bytes) -> None:
         """Replace the state file."""

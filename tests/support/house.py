@@ -68,7 +68,7 @@ class House:
         self._until_s = self._written_s = 0.0
         self.threads = ScriptedThreads(ScriptedStop(self._live))
         self.threads.unfinished = []
-        given = {"STATE_FILE": folder / "state.json", **settings}
+        given = {"STATE_FILE": folder / "state.json", "HISTORY_DAYS": 0, **settings}
         self.daemon = Daemon(
             load({name: str(value) for name, value in given.items()}, env_file="/nonexistent"),
             self.time.clock,

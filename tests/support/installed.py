@@ -16,6 +16,8 @@ PREFIX = "/opt/binance-funding"
 SETTINGS_FILE = "/etc/binance-funding.env"
 STATE_DIRECTORY = "/run/binance-funding"
 STATE_FILE = f"{STATE_DIRECTORY}/funding_state.json"
+HISTORY_DIRECTORY = "/var/lib/binance-funding"
+HISTORY_FILE = f"{HISTORY_DIRECTORY}/funding_history.sqlite3"
 PYTHON = f"{PREFIX}/current/venv/bin/python"
 
 
@@ -46,7 +48,7 @@ class Service:
             self.run("rm", "-rf", f"/etc/systemd/system/{unit}.service.d")
         self.run("systemctl", "daemon-reload")
         self.run("systemctl", "reset-failed", DAEMON, SERVER, check=False)
-        self.run("sh", "-c", f"rm -f {STATE_DIRECTORY}/*")
+        self.run("sh", "-c", f"rm -rf {STATE_DIRECTORY}/* {HISTORY_DIRECTORY}")
         self.exchange.up()
         self.configure()
         self._reset_at_s = time.time()
@@ -78,6 +80,7 @@ class Service:
             "REST_POLL_SECONDS": 2,
             "REST_FALLBACK_SECONDS": 2,
             "HEARTBEAT_SECONDS": 0.5,
+            "HISTORY_DAYS": 1,
             **settings,
         }
         self.write(SETTINGS_FILE, "".join(f"{name}={value}\n" for name, value in values.items()))

@@ -84,6 +84,11 @@ def record(**fields: Any) -> dict[str, Any]:
         "interestRate": 0.0001,
         "fundingRateCap": 0.003,
         "fundingRateFloor": -0.003,
+        "settledFundingRate": 0.00008,
+        "settledFundingTime": NEXT_FUNDING_MS - 8 * 3_600_000 + 2,
+        "fundingRateSum24h": 0.00025,
+        "fundingRateSum7d": 0.00175,
+        "fundingRateSum30d": None,
     }
     return {**good, **fields}
 
@@ -154,6 +159,7 @@ def status(**members: Any) -> dict[str, Any]:
         "daemon_start_time": WALL_S - 7200,
         "gaps_ended": 4,
         "gap_seconds": 61.5,
+        "history_error": None,
     }
     return {**good, **members}
 

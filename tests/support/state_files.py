@@ -8,9 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from binance_funding.daemon.record import render
+from binance_funding.schema import RECORD as RECORD_FIELDS
 from binance_funding.state_file import StateFile
 from tests.support.clock import WALL_S
 from tests.support.samples import rate
+
+NO_TERMS = ',"interestRate":null,"fundingRateCap":null,"fundingRateFloor":null'
+"""What a record says of its terms while Binance has named none."""
+
+NOT_SETTLED = (
+    ',"settledFundingRate":null,"settledFundingTime":null,'
+    '"fundingRateSum24h":null,"fundingRateSum7d":null,"fundingRateSum30d":null'
+)
+"""What a record says of settlements while none is known."""
+
+
+def completed(records: dict[str, Any]) -> dict[str, Any]:
+    """Return the records of an older release as they are read: what they lack has its default."""
+    return {symbol: {**{one.name: one.default for one in RECORD_FIELDS}, **one} for symbol, one in records.items()}
 
 
 def record_text(symbol_text: str, updated_at_s: float = WALL_S) -> bytes:
@@ -20,7 +35,7 @@ def record_text(symbol_text: str, updated_at_s: float = WALL_S) -> bytes:
         symbol_text,
         f"{updated_at_s:.3f}",
         8,
-        ',"interestRate":null,"fundingRateCap":null,"fundingRateFloor":null',
+        NO_TERMS + NOT_SETTLED,
     ).encode()
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.support.installed import DAEMON, PREFIX, SERVER, SETTINGS_FILE, Installation, Service
+from tests.support.installed import DAEMON, HISTORY_DIRECTORY, PREFIX, SERVER, SETTINGS_FILE, Installation, Service
 from tests.support.machine import CLONE
 from tests.support.waiting import eventually
 
@@ -92,15 +92,15 @@ def test_failed_upgrade_changes_nothing(service: Service, module: str, fault: st
     assert after == before
 
 
-def test_uninstallation_leaves_the_settings_only(service: Service) -> None:
-    """The installed script removes a running, enabled service completely. `make uninstall` then has nothing to do."""
+def test_uninstallation_leaves_settings_and_history(service: Service) -> None:
+    """The installed script removes all else of a running, enabled service. `make uninstall` then has nothing to do."""
     service.systemctl("enable")
     service.start()
     settings = service.machine.path(SETTINGS_FILE).read_bytes()
     for command in (f"sh {PREFIX}/current/packaging/install.sh uninstall", f"make -C {CLONE} uninstall"):
         service.run("sh", "-c", command)
         search = ("find", "/etc", "/opt", "/run", "/usr", "/var", "-xdev", "-name", "*binance-funding*")
-        assert service.run(*search).stdout.split() == [SETTINGS_FILE]
+        assert service.run(*search).stdout.split() == [SETTINGS_FILE, HISTORY_DIRECTORY]
         assert service.run("systemctl", "list-units", "--all", "--no-legend", "binance-funding-*").stdout == ""
         assert service.run("id", "binance-funding", check=False).returncode != 0
     assert service.machine.path(SETTINGS_FILE).read_bytes() == settings

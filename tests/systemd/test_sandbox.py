@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from binance_funding.schema import PROCESS
-from tests.support.installed import DAEMON, PREFIX, PYTHON, SERVER, STATE_DIRECTORY, Service
+from tests.support.installed import DAEMON, HISTORY_DIRECTORY, PREFIX, PYTHON, SERVER, STATE_DIRECTORY, Service
 from tests.support.programs import ROOT
 from tests.support.tools import find
 
@@ -105,9 +105,9 @@ def _probe(service: Service, unit: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("unit", [DAEMON, SERVER])
 def test_sandbox_leaves_no_way_out(service: Service, unit: str) -> None:
-    """A program can write only the daemon's directory, cannot read /home, and cannot gain rights."""
+    """A program can write only the daemon's two directories, cannot read /home, and cannot gain rights."""
     findings = _probe(service, unit)
-    assert [path for path in findings["writable"] if not path.startswith(STATE_DIRECTORY)] == []
+    assert [path for path in findings["writable"] if not path.startswith((STATE_DIRECTORY, HISTORY_DIRECTORY))] == []
     assert bool(findings["writable"]) == (unit == DAEMON)
     assert findings["uid"] != 0
     assert findings["capabilities"] == 0

@@ -14,11 +14,12 @@ from binance_funding.server.api import Api
 from binance_funding.server.http.message import Request
 from binance_funding.server.state_reader import StateReader
 from binance_funding.settings import Settings
+from binance_funding.settlements import SettlementWriter, hour_of
 from tests.support.api_over_file import STALE_S, ApiOverFile
 from tests.support.clock import STEADY_S, WALL_S, SimulatedClock
 from tests.support.memory import grown_bytes
 from tests.support.samples import record, state
-from tests.support.state_files import OLD_FILE
+from tests.support.state_files import OLD_FILE, completed
 
 TWO_AGES = {
     "BTCUSDT": record(updatedAt=WALL_S - 1),
@@ -471,6 +472,7 @@ def test_an_unknown_parameter_is_400(server: ApiOverFile, path: str, *, has_file
         server.put(state())
     allowed = {
         **dict.fromkeys(("/funding", "/funding/{symbol}", "/funding/health"), "allowed: maxAge"),
+        "/funding/{symbol}/history": "allowed: from, to, limit, format",
         "/funding/stream": "allowed: symbols",
         "/funding/batch": "allowed: symbols, sort, limit, maxAge",
     }
@@ -640,6 +642,7 @@ def test_the_root_names_the_endpoints(server: ApiOverFile) -> None:
     assert (answer["name"], sorted(answer)) == ("binance-funding", ["endpoints", "name", "version"])
     assert {request.partition("?")[0] for request in answer["endpoints"]} == {*PATHS} - {"/"}
     server.put(state())
+    SettlementWriter(str(server.history_path), 90).expect(hour_of(round(WALL_S * 1000)), {})
     for path in answer["endpoints"]:
         asked, _, query = path.replace("{symbol}", "BTCUSDT").partition("?")
         assert server.get(asked, query).status == 200
@@ -652,12 +655,10 @@ def test_the_file_of_the_release_before_is_served(tmp_path: Path) -> None:
     server.put(OLD_FILE.read_bytes())
     server.time.wall_s, server.time.steady_s = written["updated_at"] + 2, written["boottime"] + 2
     answer = server.json("/funding/ethusdt")
-    assert answer.items() >= written["funding_state"]["ETHUSDT"].items()
+    assert answer.items() >= completed(written["funding_state"])["ETHUSDT"].items()
     assert answer["ageSeconds"] == pytest.approx(2 + written["updated_at"] - answer["updatedAt"], abs=0.001)
     listing = server.json("/funding")
-    new = dict.fromkeys(("estimatedSettlePrice", "interestRate", "fundingRateCap", "fundingRateFloor"))
-    old_records = {symbol: {**new, **old} for symbol, old in written["funding_state"].items()}
-    assert (listing["count"], listing["data"]) == (18, served(old_records))
+    assert (listing["count"], listing["data"]) == (18, served(completed(written["funding_state"])))
     health = server.health("healthy")
     assert (health["connections"], health["symbolsFromRest"], health["streamLagSeconds"]) == (2, 1, None)
     report = server.json("/funding/report")

@@ -309,3 +309,49 @@ def test_threads_merging_at_once_lose_nothing(desk: Desk) -> None:
         thread.join()
     assert set(desk.newest().values()) == {(rounds + 1, STREAM)}
     assert len(symbols) * (rounds - 1) <= sum(news) <= len(symbols) * (rounds + 1)
+
+
+SETTLED_MS = EVENT_MS + 60_000
+
+
+def move_on(desk: Desk, last_ms: int, source: str = STREAM) -> None:
+    """Let the next funding time of A move on between two rows; the last row before it has this event time."""
+    desk.book.merge([rate("A", funding_rate=0.1, next_funding_time_ms=SETTLED_MS, event_time_ms=last_ms - 3000)])
+    desk.book.merge(
+        [rate("A", funding_rate=0.2, next_funding_time_ms=SETTLED_MS, event_time_ms=last_ms, source=source)]
+    )
+    desk.book.merge([rate("A", funding_rate=0.3, next_funding_time_ms=SETTLED_MS + 1, event_time_ms=last_ms + 3000)])
+    desk.book.merge([rate("A", funding_rate=0.4, next_funding_time_ms=SETTLED_MS + 1, event_time_ms=last_ms + 6000)])
+
+
+def test_the_last_estimate_is_the_last_row_before_the_next_funding_time_moved_on(desk: Desk) -> None:
+    """It stays until the next settlement."""
+    move_on(desk, SETTLED_MS)
+    assert desk.book.last_estimates(SETTLED_MS) == {"A": 0.2}
+    assert desk.book.last_estimates(SETTLED_MS + 1) == {}
+
+
+def test_a_row_of_rest_is_no_last_estimate(desk: Desk) -> None:
+    """The stream showed another row."""
+    desk.stream_state.keeps_rows = False
+    move_on(desk, SETTLED_MS, REST)
+    assert desk.book.last_estimates(SETTLED_MS) == {"A": 0.1}
+
+
+def test_a_rate_long_before_the_settlement_is_no_last_estimate(desk: Desk) -> None:
+    """Nobody knows what the stream would have shown after it."""
+    move_on(desk, SETTLED_MS - 10_001)
+    assert desk.book.last_estimates(SETTLED_MS) == {}
+
+
+def test_next_funding_times_are_known_after_a_snapshot_while_records_are_current(desk: Desk) -> None:
+    """An old record may have missed a change of its interval."""
+    desk.learn_time()
+    desk.stream("A")
+    assert desk.book.next_funding_times(desk.now_s) == {}
+    desk.snapshot("A", "B")
+    before = desk.book.next_funding_times(desk.now_s)
+    assert min(before.values()) > 0
+    desk.time.advance(100)
+    desk.stream("A")
+    assert desk.book.next_funding_times(desk.now_s) == {**before, "B": 0}

@@ -247,3 +247,9 @@ def test_a_set_clock_is_no_trouble_of_the_daemon(server: ApiOverFile, set_by_s: 
     server.time.advance(3)
     body = server.health("healthy")
     assert (body["newestDataAgeSeconds"], body["uptimeSeconds"], body["daemonAlive"]) == (3, 7203, True)
+
+
+def test_a_fault_of_the_settlement_history_is_named_and_harms_nothing(server: ApiOverFile) -> None:
+    """The data is as good as ever, so the status stays."""
+    server.put(state(connection_status=status(history_error="database is locked")))
+    assert server.health("healthy")["error"] == "settlement history: database is locked"

@@ -82,12 +82,14 @@ def values(content: dict[str, Any]) -> dict[str, Any]:
 def test_every_documented_metric_is_there_with_its_value() -> None:
     """All names, labels and numbers of a state file."""
     records = {"BTCUSDT": record(), "ETHUSDT": record(fundingRate=-1e-05, markPrice=3000, updatedAt=WALL_S - 1.5)}
-    records["ETHUSDT"]["fundingIntervalHours"] = 4
+    records["ETHUSDT"] |= {"fundingIntervalHours": 4, "settledFundingRate": None, "settledFundingTime": None}
     assert values(state(records)) == {
         "rate": {"BTCUSDT": 0.0001, "ETHUSDT": -1e-05},
         "mark_price": {"BTCUSDT": 91725.87823913, "ETHUSDT": 3000},
         "updated_timestamp_seconds": {"BTCUSDT": WALL_S, "ETHUSDT": WALL_S - 1.5},
         "interval_seconds": {"BTCUSDT": 28800, "ETHUSDT": 14400},
+        "settled_rate": {"BTCUSDT": 0.00008},
+        "settled_timestamp_seconds": {"BTCUSDT": pytest.approx(record()["settledFundingTime"] / 1000)},
         "annualized_rate": {"BTCUSDT": 0.1095, "ETHUSDT": -0.0219},
         "symbols": 2,
         "stream_connections": 2,
@@ -131,6 +133,8 @@ def test_labels_have_the_documented_names() -> None:
         "rate": {"symbol"},
         "mark_price": {"symbol"},
         "interval_seconds": {"symbol"},
+        "settled_rate": {"symbol"},
+        "settled_timestamp_seconds": {"symbol"},
         "annualized_rate": {"symbol"},
         "updated_timestamp_seconds": {"symbol"},
         "stream_disconnects_total": {"kind"},

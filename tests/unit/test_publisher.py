@@ -15,6 +15,7 @@ from binance_funding.clock import Moment
 from binance_funding.daemon.market.exchange_clock import ExchangeClock
 from binance_funding.daemon.output.publisher import Annotations, Publisher, Renderer
 from binance_funding.daemon.record import REST, Terms
+from binance_funding.settlements import Summary
 from binance_funding.state_file import StateFile, read
 from tests.support.clock import BOOT_ID, STEADY_S, WALL_S, SimulatedClock, learn_time
 from tests.support.parts import Parts
@@ -24,7 +25,7 @@ from tests.support.waiting import PATIENCE_S, eventually
 NEVER_S = 3600.0
 OFFSET_S = WALL_S - STEADY_S
 USUAL = Terms(8, None, None)
-PLAIN = Annotations({"A": USUAL, "B": USUAL}, {}, None, frozenset())
+PLAIN = Annotations({"A": USUAL, "B": USUAL}, {}, None, frozenset(), {})
 """Nothing is known but that A and B have the usual interval."""
 
 
@@ -53,7 +54,8 @@ def test_a_rate_is_rendered_as_the_documented_record(renderer: Renderer) -> None
         rate("B", source=REST, estimated_settle_price=100.125),
     ]
     terms = {'币"A': USUAL, "B": Terms(4, 0.003, -0.003)}
-    annotations = Annotations(terms, {"B": 0.0001}, frozenset({'币"A', "B"}), frozenset())
+    settled = {"B": Summary(8_000, 5, 30_000, -1, None)}
+    annotations = Annotations(terms, {"B": 0.0001}, frozenset({'币"A', "B"}), frozenset(), settled)
     assert as_records(renderer.render(rates, OFFSET_S, annotations)) == {
         '币"A': {
             "fundingRate": -0.00000001,
@@ -68,6 +70,11 @@ def test_a_rate_is_rendered_as_the_documented_record(renderer: Renderer) -> None
             "interestRate": None,
             "fundingRateCap": None,
             "fundingRateFloor": None,
+            "settledFundingRate": None,
+            "settledFundingTime": None,
+            "fundingRateSum24h": None,
+            "fundingRateSum7d": None,
+            "fundingRateSum30d": None,
         },
         "B": {
             "fundingRate": 0.0001,
@@ -82,6 +89,11 @@ def test_a_rate_is_rendered_as_the_documented_record(renderer: Renderer) -> None
             "interestRate": 0.0001,
             "fundingRateCap": 0.003,
             "fundingRateFloor": -0.003,
+            "settledFundingRate": 0.00008,
+            "settledFundingTime": 5,
+            "fundingRateSum24h": 0.0003,
+            "fundingRateSum7d": -1e-08,
+            "fundingRateSum30d": None,
         },
     }
 

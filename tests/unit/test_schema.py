@@ -29,6 +29,7 @@ from binance_funding.schema import (
     declared,
 )
 from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, rate
+from tests.support.state_files import NO_TERMS, NOT_SETTLED
 
 SECTIONS = {
     "header": HEADER,
@@ -120,7 +121,7 @@ def test_what_is_declared_must_be_given() -> None:
 
 def test_a_record_is_written_as_declared() -> None:
     """Every field in its order; numbers as short as they can be, times with milliseconds, marks at the end."""
-    more = ',"interestRate":0.0001,"fundingRateCap":null,"fundingRateFloor":null,"halted":true'
+    more = f'{NO_TERMS}{NOT_SETTLED},"halted":true'
     written = render(rate(funding_rate=-1e-8, mark_price=5.0), '"币"', "1795500000.124", 4, more)
     assert written == (
         '"币":{"fundingRate":-1e-08,"markPrice":5.0,"indexPrice":100.25,'

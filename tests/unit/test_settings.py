@@ -28,6 +28,8 @@ DOCUMENTED = {
     "binance_ws_urls": ("wss://fstream.binance.com/market/stream?streams=!markPrice@arr",),
     "binance_rest_url": "https://fapi.binance.com",
     "state_file": ".funding_state.json",
+    "history_file": ".funding_history.sqlite3",
+    "history_days": 90,
     "stale_seconds": 30,
     "silence_seconds": 15,
     "stream_connections": 2,
@@ -367,3 +369,8 @@ def test_help_lists_the_settings_of_a_program_with_their_defaults() -> None:
             line = f"  {variable(field)}  (default {field.metadata['text']})"
             assert (line in text.splitlines()) == (program in users)
             assert (field.metadata["meaning"] in text) == (program in users)
+
+
+def test_the_history_and_the_state_are_two_files() -> None:
+    """The daemon would take one for a damaged file of the other kind and rename it, again and again."""
+    assert "another file than STATE_FILE" in refusal({"STATE_FILE": "x", "HISTORY_FILE": "./x"})

@@ -45,10 +45,7 @@ def test_what_is_written_is_read(path: Path) -> None:
         "updatedAt": WALL_S,
         "fundingIntervalHours": 8,
         "source": "rest",
-        "estimatedSettlePrice": None,
-        "interestRate": None,
-        "fundingRateCap": None,
-        "fundingRateFloor": None,
+        **dict.fromkeys(one.name for one in RECORD if not one.required and one.name != "fundingIntervalHours"),
     }
     content = path.read_bytes()
     assert json.loads(content) == {**state_files.HEADER, "funding_state": {"A": expected}, **state_files.REST}
@@ -101,7 +98,7 @@ def test_the_file_of_the_release_before_is_read(path: Path) -> None:
         if name not in ("connection_status", "funding_state", "history"):
             assert content[name] == values, name
     lacking = {"stream_lag_seconds", "paused_until", "symbols_behind", "symbols_halted", "market_served_time"}
-    lacking |= {"age_uncertainty_seconds", "symbol_seconds", "fresh_symbol_seconds"}
+    lacking |= {"age_uncertainty_seconds", "symbol_seconds", "fresh_symbol_seconds", "history_error"}
     assert written["connection_status"].keys() == content["connection_status"].keys() - lacking
     assert content["connection_status"] == {
         **dict.fromkeys(lacking),
@@ -110,10 +107,7 @@ def test_the_file_of_the_release_before_is_read(path: Path) -> None:
     }
     (old_quarter,), (quarter,) = written["history"], content["history"]
     assert quarter == {**dict.fromkeys((one.name for one in QUARTER), 0), **old_quarter}
-    names = [one.name for one in RECORD]
-    assert content["funding_state"] == {
-        symbol: {**dict.fromkeys(names), **old} for symbol, old in written["funding_state"].items()
-    }
+    assert content["funding_state"] == state_files.completed(written["funding_state"])
 
 
 @pytest.mark.parametrize("name", [one.name for one in HEADER + RECORD + STATUS])

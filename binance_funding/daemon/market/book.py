@@ -28,6 +28,8 @@ class Book:
         self._lock = threading.Lock()  # guards every field below: streams and REST merge, the publisher reads
         self._newest: dict[str, FundingRate] = {}
         self._from_stream: dict[str, FundingRate] = {}  # the newest row that the stream itself delivered
+        self._before_settlement: dict[str, FundingRate] = {}
+        """The last row of the stream before the next funding time of a symbol moved on."""
         self._last_listed: frozenset[str] = frozenset()  # the symbols of the last snapshot
         self._halted_at_ms: dict[str, int] = {}  # event times of the halted symbols; replaced as a whole
         self.listed: frozenset[str] | None = None
@@ -57,6 +59,9 @@ class Book:
                 if rate.source == STREAM:
                     # Rows that REST is ahead of count here, too: they show how far the stream is behind.
                     if is_new or (known is not None and self._is_news_of_stream(rate)):
+                        before = from_stream.get(symbol)
+                        if before is not None and before.next_funding_time_ms < rate.next_funding_time_ms:
+                            self._before_settlement[symbol] = before
                         from_stream[symbol] = rate
                 elif is_new:
                     is_new = not self._is_left_to_stream(known, rate)
@@ -154,6 +159,30 @@ class Book:
         """Return the newest rate of each symbol."""
         with self._lock:
             return list(self._newest.values())
+
+    def last_estimates(self, settlement_ms: int) -> dict[str, float]:
+        """Return the last rate of the stream before a settlement, by symbol, if the stream showed it until then."""
+        oldest_ms = settlement_ms - thresholds.ESTIMATE_WITHIN_S * 1000
+        with self._lock:
+            rows = list(self._before_settlement.values())
+        return {
+            row.symbol: row.funding_rate
+            for row in rows
+            if row.next_funding_time_ms == settlement_ms and row.event_time_ms >= oldest_ms
+        }
+
+    def next_funding_times(self, now_s: float) -> dict[str, int]:
+        """Return the next funding time of each symbol in ms; 0 if its record is too old to tell.
+
+        Empty before the first snapshot, because symbols may be missing until then.
+        """
+        rates = self.rates() if self.listed is not None else []
+        oldest_s = now_s - thresholds.FUNDING_TIME_WITHIN_S
+        times_s = self._exchange_clock.all_as_of_s(rates)
+        return {
+            rate.symbol: rate.next_funding_time_ms if as_of_s >= oldest_s else 0
+            for rate, as_of_s in zip(rates, times_s, strict=True)
+        }
 
     def stream_rates(self) -> dict[str, FundingRate]:
         """Return the newest row that the stream delivered for each symbol in the book."""

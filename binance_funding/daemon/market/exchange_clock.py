@@ -78,6 +78,11 @@ class ExchangeClock:
         self._doubt: _Doubt | None = None
         self._event_offset_s = math.nan  # of the last message that was judged
 
+    def now_ms(self) -> int | None:
+        """Return Binance's time; None while it is not known."""
+        offset_s = self.offset_s
+        return None if offset_s is None else round((self._clock.steady_s() + offset_s) * 1000)
+
     @property
     def ask_due_s(self) -> float:
         """The steady time from which Binance's time should be asked; -inf at the beginning."""

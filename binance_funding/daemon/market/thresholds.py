@@ -88,6 +88,13 @@ LARGEST_WALL_OFFSET_S = 5.0
 UNWATCHED_S = 1.5
 """If nobody has measured the market for this long, it is measured before new data hides how old the data had become."""
 
+FUNDING_TIME_WITHIN_S = 90.0
+"""A record older than this says nothing about when its symbol is settled. REST delivers some symbols once a minute."""
+
+ESTIMATE_WITHIN_S = 10.0
+"""A rate is the last estimate if its event time is at most this long before the settlement: three ticks. After a longer
+silence of the stream, nobody knows what it would have shown."""
+
 
 def current_s(settings: Settings) -> float:
     """Return the age up to which data is current with these settings."""

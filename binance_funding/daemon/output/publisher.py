@@ -12,6 +12,7 @@ from ...clock import Clock, Moment
 from ...log import EventLogger, LogThrottle
 from ...schema import HEADER, MARKS, VERSION, declared
 from ...settings import Settings
+from ...settlements import E8, Summary
 from ...state_file import StateFile
 from ..market.book import Book
 from ..market.exchange_clock import ExchangeClock
@@ -31,6 +32,10 @@ class Annotations(NamedTuple):
     interest_rates: Mapping[str, float]
     listed: frozenset[str] | None
     halted: frozenset[str]
+    settlements: Mapping[str, Summary]
+
+
+_NOT_SETTLED = Summary(None, None, None, None, None)
 
 
 class _Member:
@@ -38,15 +43,33 @@ class _Member:
 
     __slots__ = ("interval_hours", "more_text", "rate", "symbol_text", "text")
 
-    def __init__(self, symbol: str, terms: Terms, interest_rate: float | None, marks: list[str]) -> None:
+    def __init__(
+        self, symbol: str, terms: Terms, interest_rate: float | None, settled: Summary, marks: list[str]
+    ) -> None:
         self.symbol_text = json.dumps(symbol, ensure_ascii=False)
         self.interval_hours = terms.hours
-        self.more_text = (
+        terms_text = (
             f',"interestRate":{number(interest_rate)},"fundingRateCap":{number(terms.cap)},'
             f'"fundingRateFloor":{number(terms.floor)}'
-        ) + "".join(f',"{mark}":true' for mark in marks)
+        )
+        self.more_text = terms_text + _settled_text(settled) + "".join(f',"{mark}":true' for mark in marks)
         self.rate: FundingRate | None = None  # the record that `text` was rendered of
         self.text = b""
+
+
+def _settled_text(settled: Summary) -> str:
+    members = {
+        "settledFundingRate": _rate(settled.settled_rate_e8),
+        "settledFundingTime": settled.settled_time_ms,
+        "fundingRateSum24h": _rate(settled.sum_24h_e8),
+        "fundingRateSum7d": _rate(settled.sum_7d_e8),
+        "fundingRateSum30d": _rate(settled.sum_30d_e8),
+    }
+    return "," + json.dumps(members, separators=(",", ":"))[1:-1]
+
+
+def _rate(value_e8: int | None) -> float | None:
+    return None if value_e8 is None else value_e8 / E8
 
 
 class Renderer:
@@ -56,7 +79,7 @@ class Renderer:
         self._exchange_clock = exchange_clock
         self._members: dict[str, _Member] = {}
         # The members were rendered with these; when one of them changes, all are rendered anew.
-        self._annotations = Annotations({}, {}, None, frozenset())
+        self._annotations = Annotations({}, {}, None, frozenset(), {})
         self._wall_minus_steady_s = self._offset_s = 0.0
 
     def render(self, rates: list[FundingRate], wall_minus_steady_s: float, annotations: Annotations) -> list[bytes]:
@@ -81,7 +104,7 @@ class Renderer:
         return texts
 
     def _new_member(self, symbol: str) -> _Member:
-        all_terms, interest_rates, listed, halted = self._annotations
+        all_terms, interest_rates, listed, halted, settlements = self._annotations
         terms = all_terms.get(symbol, UNKNOWN_TERMS)
         marks = {
             "halted": symbol in halted,
@@ -89,7 +112,8 @@ class Renderer:
             "fundingIntervalAssumed": terms.is_assumed,
         }
         is_set = [mark.name for mark in MARKS if marks[mark.name]]
-        member = self._members[symbol] = _Member(symbol, terms, interest_rates.get(symbol), is_set)
+        settled = settlements.get(symbol, _NOT_SETTLED)
+        member = self._members[symbol] = _Member(symbol, terms, interest_rates.get(symbol), settled, is_set)
         return member
 
 

@@ -129,6 +129,11 @@ class RestPoller:
                 return 0.0
         return min(wait_s, _MAX_STEP_S, max(_MIN_STEP_S, self._until_fallback_s()))
 
+    def may_ask_for_more(self) -> bool:
+        """Whether other requests than snapshots may be sent: not in fallback, nor paused, nor before a snapshot."""
+        is_paused = self._clock.steady_s() < self._paused_until_s
+        return not self._stream_state.fallback_active and not is_paused and self.last_success_wall_s is not None
+
     def status(self) -> dict[str, Any]:
         """Return `connection_status.rest`, ready for the state file."""
         now = self._clock.now()
@@ -188,7 +193,7 @@ class RestPoller:
     def _note_failure(self, cause: Cause) -> None:
         """Count and log a failed snapshot, and decide when the next one is asked for."""
         now_s = self._clock.steady_s()
-        self._apply_pause(cause)
+        self.apply_pause(cause)
         if cause.code in _WITHOUT_RETRY_AFTER and self._paused_until_s <= now_s:
             wait_s = self._settings.rest_fallback_seconds * 2.0 ** min(self._refused_in_a_row, 20)
             self._paused_until_s = now_s + min(wait_s, _MAX_WAIT_WITHOUT_RETRY_AFTER_S)
@@ -201,7 +206,7 @@ class RestPoller:
         event = _REFUSED if cause.is_refusal else _FAILED
         self._throttle.warn(event, str(cause), next_in_s=round(max(0.0, self._due_s() - now_s), 1))
 
-    def _apply_pause(self, cause: Cause) -> None:
+    def apply_pause(self, cause: Cause) -> None:
         """Wait for as long as Binance asked, whichever request it refused."""
         if cause.wait_s:
             self._paused_until_s = self._clock.steady_s() + cause.wait_s
@@ -227,7 +232,7 @@ class RestPoller:
             learn(self._client.get(path, limit_s), asked_s)
         except (RestError, rates.MalformedMessage, ImplausibleAnswer) as error:
             cause = _cause(error)
-            self._apply_pause(cause)
+            self.apply_pause(cause)
             if self.trouble is None:  # else REST fails as a whole, and this has been logged
                 self._throttle.warn(trouble, str(cause), next="asked again")
         else:
