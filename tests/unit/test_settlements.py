@@ -1,5 +1,6 @@
 """The settlement history's file: what it keeps, and what faults it survives."""
 
+import contextlib
 import os
 import random
 import resource
@@ -177,6 +178,19 @@ def test_an_interval_over_unknown_hours_is_not_known(writer: SettlementWriter, p
         writer.add([settlement(hours=hours)], [HOUR + hours * HOUR_MS], HOUR + DAY_MS)
     rows = read(path, "BTCUSDT", HOUR + HOUR_MS, HOUR + DAY_MS).rows
     assert [row.interval_hours for row in rows] == [1, 1, None]
+
+
+def test_everything_is_forgotten_when_it_is_older_than_is_kept(path: str) -> None:
+    """Settlements, estimates and hours."""
+    writer = SettlementWriter(path, 1)
+    writer.expect(HOUR, {"BTCUSDT": 0.1})
+    writer.add([settlement()])
+    writer.expect(HOUR + DAY_MS + HOUR_MS, {})
+    with contextlib.closing(sqlite3.connect(path)) as raw:
+        counts = [
+            raw.execute(f"SELECT COUNT(*) FROM {table}").fetchone() for table in ("settlement", "expected", "hour")
+        ]
+    assert counts == [(0,), (0,), (1,)]
 
 
 _batches = st.lists(
