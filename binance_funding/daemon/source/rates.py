@@ -235,7 +235,7 @@ def _optional(value: Any) -> float | None:
     if value is None:
         return None
     try:
-        number = _number(value)
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
     return number if -_LARGEST_NUMBER < number < _LARGEST_NUMBER else None
