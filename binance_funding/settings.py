@@ -162,18 +162,18 @@ _NAMES = tuple(variable(declared) for declared in fields(Settings))
 _FIRST_WORDS = {name.partition("_")[0] for name in _NAMES}
 # Settings by their names without the last word. In the environment such a name is probably a mistake.
 _WITHOUT_ENDING = {name.rpartition("_")[0]: name for name in _NAMES if name.endswith(("_SECONDS", "_URL", "_URLS"))}
-# A near miss that is a common name of other programs' settings.
+# This name resembles one of ours, but other programs use it for a setting of their own.
 _OF_OTHERS = {"LOGLEVEL"}
 
 
 def load(environment: Mapping[str, str] = os.environ, env_file: str = ".env") -> Settings:
     """Read and check all settings.
 
-    Raises SettingsError if a value is not allowed or a name looks misspelt; it tells all of these at once.
+    Raises SettingsError if a value is not allowed or a name looks misspelt. The error lists all faults at once.
 
-    A name looks misspelt that has the letters of a setting but for one or two, in whatever order. Other programs keep
-    their settings in the environment, too: there it must also begin with the first word of a setting (`API_`, `LOG_`,
-    `REST_` ...). Every other name is left alone.
+    A name looks misspelt if its letters, in any order, are those of a setting except for one or two. The environment
+    also holds settings of other programs. There, only names that begin with the first word of a setting (`API_`,
+    `LOG_`, `REST_` ...) are checked.
     """
     from_file = _read(env_file)
     given = {**from_file, **environment}
@@ -195,7 +195,7 @@ def load(environment: Mapping[str, str] = os.environ, env_file: str = ".env") ->
 
 
 def sources(environment: Mapping[str, str] = os.environ, env_file: str = ".env") -> dict[str, tuple[str, str]]:
-    """Return of each variable that is given where it is, "environment" or the name of `env_file`, and its text.
+    """Return each given variable with the place where it is set ("environment" or the name of `env_file`) and its text.
 
     Raises SettingsError if `env_file` cannot be read.
     """

@@ -76,7 +76,7 @@ class Service:
             "RECONNECT_MIN_SECONDS": 0.1,
             "RECONNECT_MAX_SECONDS": 0.5,
             "REST_POLL_SECONDS": 2,
-            "REST_FALLBACK_SECONDS": 0.5,
+            "REST_FALLBACK_SECONDS": 2,
             "HEARTBEAT_SECONDS": 0.5,
             **settings,
         }

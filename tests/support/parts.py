@@ -45,7 +45,7 @@ class Parts:
         market = self.book, self.freshness
         self.feed = Feed(self.settings, *self._clocks, *market, self.comparison)
 
-    def new_pool(self, spawn: Callable[[str, Callable[[], None]], object], **options: Any) -> StreamPool:
+    def new_pool(self, spawn: Callable[..., bool], **options: Any) -> StreamPool:
         """Return a stream pool that feeds these parts."""
         return StreamPool(self.settings, *self._clocks, self.last_day, self.feed.take, spawn, **options)
 

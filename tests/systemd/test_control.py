@@ -78,8 +78,10 @@ def _shift_into_the_past(state: dict[str, Any], seconds: float) -> None:
     """Change a state file to what a daemon would have left that long ago."""
     state["updated_at"] -= seconds
     state["boottime"] -= seconds
+    state["connection_status"]["market_served_time"] -= seconds
     for record in state["funding_state"].values():
         record["updatedAt"] -= seconds
+        record["eventTime"] -= int(seconds * 1000)
 
 
 def test_start_succeeds_without_the_exchange_and_recovers_by_itself(service: Service) -> None:
