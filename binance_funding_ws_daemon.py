@@ -12,7 +12,9 @@ The story, in the order in which data flows (binance_funding/daemon/):
   source/feed.py            where everything from Binance arrives: decoded once, checked against its time, merged
   market/exchange_clock.py  what time it is at Binance: a record is as old as it is by that clock
   market/book.py            the newest record of each symbol, whichever source delivered it
+  market/intervals.py       the funding interval of each symbol, and whether it is only assumed
   market/freshness.py       how current the market is, and its gaps
+  market/symbol_seconds.py  for how long symbols were fresh
   market/stream_state.py    whether the stream brings the market, or REST has to
   market/thresholds.py      every limit by which the market is judged
   market/comparison.py      a REST snapshot against the stream

@@ -526,3 +526,13 @@ def test_what_is_no_time_is_refused(body: bytes) -> None:
     """Only a positive whole number of milliseconds is one."""
     with pytest.raises(MalformedMessage):
         decode_server_time(body)
+
+
+@pytest.mark.parametrize("value", [None, "", "NaN", "1e400", "abc", [], {}, "missing"])
+def test_a_settle_price_that_is_no_number_costs_no_row(value: Any) -> None:
+    """Nothing depends on it: it is not known, and the funding rate counts."""
+    row = stream_row(P=value)
+    if value == "missing":
+        del row["P"]
+    (rate,) = stream(row).rates
+    assert (rate.funding_rate, rate.estimated_settle_price) == (0.0001, None)

@@ -177,8 +177,10 @@ def _from_stream_row(row: _Row, received_s: float) -> FundingRate | None:
     next_time, funding_rate = row["T"], row["r"]
     if next_time == 0 or funding_rate == "":
         return None
-    numbers = funding_rate, row["p"], row["i"], row.get("P"), None
-    return _checked(row["s"], *numbers, next_time, row["E"], STREAM, received_s)
+    settle_price = row.get("P")
+    return _checked(
+        row["s"], funding_rate, row["p"], row["i"], settle_price, None, next_time, row["E"], STREAM, received_s
+    )
 
 
 def _from_premium_index_row(row: _Row, received_s: float) -> FundingRate | None:
@@ -224,13 +226,14 @@ def _checked(
     # False for NaN, too.
     if not (-_LARGEST_NUMBER < rate < _LARGEST_NUMBER and 0 < mark < _LARGEST_NUMBER and 0 < index < _LARGEST_NUMBER):
         raise ValueError(f"one of the numbers {rate}, {mark}, {index}")
-    more = _optional(settle_price), _optional(interest_rate)
-    return FundingRate(symbol, rate, mark, index, next_time_ms, event_time_ms, source, received_s, *more)
+    settle = _optional(settle_price)
+    interest = None if interest_rate is None else _optional(interest_rate)  # thousands of rows do not have it
+    return FundingRate(symbol, rate, mark, index, next_time_ms, event_time_ms, source, received_s, settle, interest)
 
 
 def _optional(value: Any) -> float | None:
     """Convert a number that a row need not have. If it is missing or malformed, it is not known."""
-    if not isinstance(value, str) or not value.isascii() or "_" in value:
+    if type(value) is not str or not value.isascii() or "_" in value:
         return None
     try:
         number = float(value)
