@@ -1,4 +1,4 @@
-"""One browser for each module; every test opens the page anew."""
+"""One browser for each module; every test opens the page anew, with no favourites of the test before."""
 
 from collections.abc import Iterator
 

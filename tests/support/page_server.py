@@ -1,0 +1,76 @@
+"""The real server, with the fields and answers that it gets on other branches: `python -m tests.support.page_server`.
+
+When those are merged, this file goes, and `page_files.serve` returns `Server`.
+"""
+
+import json
+import sys
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+from binance_funding import schema
+from binance_funding.schema import RATIO, UNIX_MS, Field
+
+HISTORY_FILE = Path(".page_history.json")
+"""Answers of /funding/{symbol}/history by symbol, in the folder of the state file."""
+_NEW = (
+    Field("settledFundingRate", RATIO, ""),
+    Field("settledFundingTime", UNIX_MS, ""),
+    *(Field(f"fundingRateSum{time}", RATIO, "") for time in ("24h", "7d", "30d")),
+    *(Field(f"fundingRate{name}", RATIO, "") for name in ("Cap", "Floor")),
+)
+# The other modules take these names when they are imported, so this comes first.
+schema.RECORD = (*schema.RECORD, *_NEW)
+schema.SERVED = (*schema.SERVED, *_NEW)
+
+import funding_api_server  # noqa: E402
+from binance_funding.server import api, listing, page  # noqa: E402
+from binance_funding.server.http.message import Request, Response  # noqa: E402
+
+_answer, _health, _report = api.Api.__call__, api.Api._health_content, api.report
+_HISTORY = "/history"
+
+
+def _text(symbol: str, entry: Any) -> str:
+    """Render a record that may hold null."""
+    return f"{listing.dump(symbol)}:{listing.dump({'symbol': symbol, **entry.record})}" if entry.record else ""
+
+
+def _answered(self: api.Api, request: Request) -> Response:
+    """Answer from the history, or as the server does, with the plain table behind the page."""
+    if request.path.endswith(_HISTORY):
+        return _history(request.path.removesuffix(_HISTORY).rpartition("/")[2], request.query)
+    response = _answer(self, request)
+    if request.path == "/" and response.status == 200 and b"<html" in page.CONTENT[:100]:
+        self._current_view()
+        view, now = self._view, self._clock.now()
+        shown = [r for r in view.records.values() if "halted" not in r and "unlisted" not in r]
+        fresh = [record for record in shown if record["updatedAt"] >= view.oldest_fresh_s(now)]
+        api._PAGE = api._Body(page.CONTENT + page.plain_table(fresh))
+        return _answer(self, request)
+    return response
+
+
+def _history(symbol: str, query: str) -> Response:
+    found = json.loads(HISTORY_FILE.read_text(encoding="utf-8")).get(symbol) if HISTORY_FILE.exists() else None
+    if found is None:
+        return api._json(404, {"error": "unknown symbol"})
+    from_ms = int(dict(urllib.parse.parse_qsl(query))["from"])
+    data = [row for row in found["data"] if row["fundingTime"] >= from_ms]
+    total = sum(row["fundingRate"] for row in data) if found["complete"] else None
+    return api._json(200, {**found, "from": from_ms, "count": len(data), "fundingRateSum": total, "data": data})
+
+
+def main() -> int:
+    """Run the server."""
+    listing._text = _text
+    api.Api.__call__ = _answered  # type: ignore[method-assign]
+    api.Api._health_content = lambda *given: {**_health(*given), "ageUncertaintySeconds": 0.12}  # type: ignore[method-assign]
+    shares = {"within5Seconds": 0.999987, "within12Seconds": 0.9999999, "withinLimit": 1.0}
+    api.report = lambda *given, **named: {**_report(*given, **named), "freshness": shares}
+    return funding_api_server.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
