@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.browser import Browser, chromium
-from tests.support.page_files import HOSTILE, market, serve, write
+from tests.support.page_files import HOSTILE, market, serve, settlements, write, write_history
 from tests.support.programs import Server
 
 
@@ -16,6 +16,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server alone."""
     folder: Path = tmp_path_factory.mktemp("host")
     write(folder, market())
+    write_history(folder, {symbol: settlements(8) for symbol in market()})
     with serve(folder) as server:
         yield server
 
@@ -51,7 +52,9 @@ def test_no_request_leaves_the_host(page: Browser, server: Server) -> None:
 def test_the_page_obeys_its_own_policy(page: Browser) -> None:
     """It violates no directive, and nothing is written to the console."""
     page.element("#filter").send_keys("btc")
-    page.driver.find_element("xpath", "//th/button[text()='Age']").click()
+    page.click_column("Age")
+    page.element("#rows .symbol button").click()
+    page.wait("past.rows.length > 0 && chart !== null", "the chart")
     assert page.violations() == []
     assert page.records("browser") == []
 

@@ -33,7 +33,7 @@ def main() -> None:
             with chromium() as browser:
                 browser.resize(1280, 800)
                 browser.open(server)
-                browser.wait_for_banner("healthy", f"{len(market.symbols)} symbols")
+                browser.wait_for_state("healthy", f"{len(market.symbols)} symbols")
                 browser.wait_for_rows(len(market.symbols))
                 browser.wait("strip.children.length === 97", "the strip")
                 picture = browser.set("Page.captureScreenshot", format="png")["data"]

@@ -41,15 +41,12 @@ def _answered(self: api.Api, request: Request) -> Response:
     """Answer from the history, or as the server does, with the plain table behind the page."""
     if request.path.endswith(_HISTORY):
         return _history(request.path.removesuffix(_HISTORY).rpartition("/")[2], request.query)
-    response = _answer(self, request)
-    if request.path == "/" and response.status == 200 and b"<html" in page.CONTENT[:100]:
-        self._current_view()
-        view, now = self._view, self._clock.now()
+    if request.path == "/":
+        view, now = self._current_view(), self._clock.now()
         shown = [r for r in view.records.values() if "halted" not in r and "unlisted" not in r]
         fresh = [record for record in shown if record["updatedAt"] >= view.oldest_fresh_s(now)]
         api._PAGE = api._Body(page.CONTENT + page.plain_table(fresh))
-        return _answer(self, request)
-    return response
+    return _answer(self, request)
 
 
 def _history(symbol: str, query: str) -> Response:
