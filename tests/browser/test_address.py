@@ -24,7 +24,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def page(browser: Browser, server: Server) -> Browser:
     """The page, as nobody has chosen anything yet."""
     browser.open(server)
-    browser.wait_for_rows(48)
+    browser.wait_for_rows(49)
     return browser
 
 
@@ -117,7 +117,7 @@ def test_closing_a_row_goes_back_in_the_history(page: Browser) -> None:
 def test_an_address_that_says_nothing_sensible_does_no_harm(browser: Browser, server: Server, chosen: str) -> None:
     """The page is there, and can be used."""
     browser.open(server, chosen=chosen)
-    browser.wait("records.size === 48", "the records")
+    browser.wait("records.size === 49", "the records")
     browser.run("choose({interval: '', open: ''})")
-    assert len(browser.symbols()) == 48
+    assert len(browser.symbols()) == 49
     assert [one for one in browser.records("browser") if one["source"] == "javascript"] == []

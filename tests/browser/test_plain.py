@@ -42,7 +42,7 @@ def test_the_highest_and_lowest_rates_are_a_table(page: Browser, folder: Path, s
     page.driver.get(f"http://127.0.0.1:{server.port}/")
     seen = text(page)
     assert seen.startswith("Binance USD-M funding rates\nAs of 20")
-    assert "45 symbols with fresh data. Longs pay shorts if a rate is positive" in seen
+    assert "46 symbols with fresh data. Longs pay shorts if a rate is positive" in seen
     assert [seen.count(name) for name in ("OLDUSDT", "HALTUSDT", "LEFTUSDT", "Connecting", "Filter")] == [0] * 5
     assert "BTCUSDT +0.0100% 8 h +10.95%" in seen
     assert HOSTILE not in seen or seen.count(HOSTILE) == 1

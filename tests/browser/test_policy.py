@@ -32,7 +32,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser, server: Server) -> Browser:
     """The page, with all that it loads."""
     browser.open(server)
-    browser.wait_for_rows(48)
+    browser.wait_for_rows(49)
     browser.wait("strip.children.length === 97", "the strip")
     return browser
 

@@ -48,6 +48,7 @@ def market() -> dict[str, dict[str, Any]]:
         HOSTILE: aged(2.0, fundingRate=0.0, markPrice=12.0, indexPrice=0.0),
         "OLDUSDT": aged(1000.0, fundingRate=0.003, markPrice=1.0, indexPrice=1.0),
         "HALTUSDT": aged(100.0, fundingRate=0.002, halted=True, fundingIntervalAssumed=True),
+        "LATEUSDT": aged(90.0, fundingRate=0.0004),
         "RESTUSDT": aged(3.0, fundingRate=0.0005, source="rest"),
         "LEFTUSDT": aged(4.0, fundingRate=0.0006, unlisted=True),
     }
@@ -137,24 +138,21 @@ def wave(symbol: str, tick: int, **fields: Any) -> dict[str, Any]:
     mark = 10 ** (seed * 7 - 2)
     next_ms = (int(time.time() * 1000) // (hours * 3_600_000) + 1) * hours * 3_600_000
     settled = round(rate * 0.9 + 2e-6, 8)
-    return aged(
-        0.2 + seed * 2,
-        fundingRate=rate,
-        markPrice=round(mark * (1 + 1e-4 * math.sin(tick + seed * 9)), 8),
-        indexPrice=round(mark * (1 + 4e-4 * (seed - 0.5)), 8),
-        fundingIntervalHours=hours,
-        nextFundingTime=next_ms,
-        **{
-            "settledFundingRate": settled,
-            "settledFundingTime": next_ms - hours * 3_600_000 + 3,
-            "fundingRateSum24h": round(settled * 24 / hours, 8),
-            "fundingRateSum7d": round(settled * 150 / hours, 8),
-            "fundingRateSum30d": round(settled * 600 / hours, 8),
-            "fundingRateCap": 0.02,
-            "fundingRateFloor": -0.02,
-            **fields,
-        },
-    )
+    numbers = {
+        "fundingRate": rate,
+        "markPrice": round(mark * (1 + 1e-4 * math.sin(tick + seed * 9)), 8),
+        "indexPrice": round(mark * (1 + 4e-4 * (seed - 0.5)), 8),
+        "fundingIntervalHours": hours,
+        "nextFundingTime": next_ms,
+        "settledFundingRate": settled,
+        "settledFundingTime": next_ms - hours * 3_600_000 + 3,
+        "fundingRateSum24h": round(settled * 24 / hours, 8),
+        "fundingRateSum7d": round(settled * 150 / hours, 8),
+        "fundingRateSum30d": round(settled * 600 / hours, 8),
+        "fundingRateCap": 0.02,
+        "fundingRateFloor": -0.02,
+    }
+    return aged(0.2 + seed * 2, **{**numbers, **fields})
 
 
 class Ticking:
