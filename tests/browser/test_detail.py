@@ -79,10 +79,16 @@ def test_what_a_position_pays_is_counted(page: Browser) -> None:
 
 def test_the_chart_shows_every_settlement(page: Browser) -> None:
     """A bar by its sign and a mark for its estimate; the sum, the average and the quality of the estimates are told."""
-    bars = {name: sum((row["fundingRate"] < 0) is (name == "negative") for row in ROWS) for name in ("positive", "negative")}
+    bars = {
+        name: sum((row["fundingRate"] < 0) is (name == "negative") for row in ROWS) for name in ("positive", "negative")
+    }
     for name, count in bars.items():
-        assert page.run(f"return document.querySelector('#chart .{name}').getAttribute('d').match(/M/g).length") == count
-    assert page.run("return document.querySelector('#chart .estimate').getAttribute('d').match(/M/g).length") == len(ROWS)
+        assert (
+            page.run(f"return document.querySelector('#chart .{name}').getAttribute('d').match(/M/g).length") == count
+        )
+    assert page.run("return document.querySelector('#chart .estimate').getAttribute('d').match(/M/g).length") == len(
+        ROWS
+    )
     total = sum(row["fundingRate"] for row in ROWS)
     assert page.text("#history-note").startswith(f"270 settlements · sum {total * 100:+.3f}% · average +")
     assert "estimates off by 0.0002" in page.text("#history-note")
@@ -115,7 +121,9 @@ def test_a_settlement_is_read_by_keys(page: Browser) -> None:
 def test_a_settlement_is_read_by_the_pointer(page: Browser) -> None:
     """The settlement nearest to it."""
     place = 100
-    x = page.run(f"return chart.x(past.rows[{place}].fundingTime) + 1 - document.getElementById('chart').clientWidth / 2")
+    x = page.run(
+        f"return chart.x(past.rows[{place}].fundingTime) + 1 - document.getElementById('chart').clientWidth / 2"
+    )
     ActionChains(page.driver).move_to_element_with_offset(page.element("#chart"), int(x), 0).perform()
     assert described(ROWS[place], sum(row["fundingRate"] for row in ROWS[: place + 1])) in page.text("#readout")
 
@@ -128,7 +136,7 @@ def test_the_numbers_can_be_read_as_a_table(page: Browser) -> None:
     assert head == ["Day", "Settlements", "Paid by longs", "Running sum"]
     total = f"{sum(row['fundingRate'] for row in ROWS) * 100:+.3f}%"
     assert page.run("return document.querySelector('#figures tbody td:last-child').textContent") == total
-    assert page.element("#csv").get_attribute("href").endswith("&format=csv")
+    assert str(page.element("#csv").get_attribute("href")).endswith("&format=csv")
 
 
 def test_fewer_days_can_be_chosen(page: Browser) -> None:

@@ -73,7 +73,9 @@ def findings(page: Browser) -> list[tuple[str, str, str]]:
     page.run(AXE)
     results: dict[str, Any] = page.run_until_done("axe.run().then(done, error => done({error: String(error)}));")
     assert results["passes"], results
-    return [(rule["id"], node["html"], node["failureSummary"]) for rule in results["violations"] for node in rule["nodes"]]
+    return [
+        (rule["id"], node["html"], node["failureSummary"]) for rule in results["violations"] for node in rule["nodes"]
+    ]
 
 
 @pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
@@ -176,7 +178,9 @@ def test_the_keyboard_is_enough(page: Browser) -> None:
     assert active.find_element("css selector", ".symbol").text == symbol
     assert page.run("return table.getAttribute('aria-activedescendant')") == active.get_attribute("id")
     assert page.run("return getComputedStyle(arguments[0]).outlineStyle", active) == "solid"
-    assert page.run("const at = arguments[0].getBoundingClientRect(); return at.top > 0 && at.bottom < innerHeight", active)
+    assert page.run(
+        "const at = arguments[0].getBoundingClientRect(); return at.top > 0 && at.bottom < innerHeight", active
+    )
     page.press("f")
     assert page.symbols()[0] == symbol
     page.press(Keys.ENTER)

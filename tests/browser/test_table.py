@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.support.page_files import HOSTILE, NON_ASCII, aged, market, serve, se
 from tests.support.programs import Server
 
 Record = dict[str, Any]
-KEYS = {
+KEYS: dict[str, Callable[[Record], Any]] = {
     "Symbol": lambda r: r["symbol"],
     "Rate": lambda r: r["fundingRate"],
     "Interval": lambda r: r["fundingIntervalHours"],
@@ -182,7 +182,7 @@ def test_the_symbol_of_the_asset_that_was_typed_is_on_top(page: Browser, folder:
 def test_intervals_and_signs_are_filters_too(page: Browser) -> None:
     """Both at once, and with words for who pays."""
     page.element("#interval").send_keys("Every 4")
-    page.element("#sign").send_keys("−")
+    page.element("#sign").send_keys(MINUS)
     shown = [page.row(symbol) for symbol in page.symbols()]
     assert {row["Interval"] for row in shown} == {"4 h"}
     assert {row["Rate"][0] for row in shown} == {MINUS}

@@ -38,9 +38,7 @@ def settled(rate: float, sum_7d: float | None = None) -> dict[str, Any]:
 def market() -> dict[str, dict[str, Any]]:
     """Return records that differ in every column and in what is wrong with them."""
     named = {
-        "BTCUSDT": aged(
-            0.5, fundingRate=0.0001, markPrice=91725.878, indexPrice=91769.875, **settled(0.00008, 0.0021)
-        ),
+        "BTCUSDT": aged(0.5, fundingRate=0.0001, markPrice=91725.878, indexPrice=91769.875, **settled(0.00008, 0.0021)),
         "ETHUSDT": aged(
             1.0, fundingRate=-0.00025, markPrice=3250.5, indexPrice=3248.0, fundingIntervalHours=4, **settled(-0.0003)
         ),
@@ -108,12 +106,14 @@ def settlements(hours: int, days: float = 90, *, complete: bool = True) -> dict[
     """Return the answer for a symbol's history: a rate that goes up and down, each with an estimate close by."""
     last_ms = int(time.time() // (hours * 3600)) * hours * 3_600_000
     count = int(days * 24 / hours)
-    data = []
+    data: list[dict[str, Any]] = []
     for n in range(count):
         at_ms = last_ms - (count - 1 - n) * hours * 3_600_000
         rate = round(1e-4 * hours / 8 * (1 + 2.5 * math.sin(n * hours / 90) + math.sin(n * 12.9898) * 0.8), 8)
         near = {"lastEstimate": round(rate + 4e-6 * math.sin(n * 7.7), 8), "fundingIntervalHours": hours}
-        data.append({"fundingTime": at_ms + n % 9, "fundingRate": rate, "markPrice": 100.5, "rateType": "Regular", **near})
+        data.append(
+            {"fundingTime": at_ms + n % 9, "fundingRate": rate, "markPrice": 100.5, "rateType": "Regular", **near}
+        )
     average = None if not complete else sum(row["fundingRate"] for row in data) / count * 24 / hours * 365
     return {"complete": complete, "averageAnnualizedFundingRate": average, "data": data}
 

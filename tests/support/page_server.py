@@ -28,7 +28,7 @@ import funding_api_server  # noqa: E402
 from binance_funding.server import api, listing, page  # noqa: E402
 from binance_funding.server.http.message import Request, Response  # noqa: E402
 
-_answer, _health, _report = api.Api.__call__, api.Api._health_content, api.report
+_answer, _health, _report = api.Api.__call__, api.Api._health_content, api.report  # type: ignore[attr-defined]
 _HISTORY = "/history"
 
 
@@ -65,7 +65,7 @@ def main() -> int:
     api.Api.__call__ = _answered  # type: ignore[method-assign]
     api.Api._health_content = lambda *given: {**_health(*given), "ageUncertaintySeconds": 0.12}  # type: ignore[method-assign]
     shares = {"within5Seconds": 0.999987, "within12Seconds": 0.9999999, "withinLimit": 1.0}
-    api.report = lambda *given, **named: {**_report(*given, **named), "freshness": shares}
+    api.report = lambda *given, **named: {**_report(*given, **named), "freshness": shares}  # type: ignore[attr-defined]
     return funding_api_server.main()
 
 
