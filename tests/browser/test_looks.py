@@ -146,6 +146,9 @@ def test_a_rate_stands_beside_its_interval(page: Browser, size: tuple[int, int])
     )
     assert interval["top"] == rate["top"]
     assert 0 <= interval["left"] - rate["right"] < 2
+    edges = "[...row.children].map(one => Math.round(one.getBoundingClientRect().right))"
+    heads, cells = page.run(f"return [columns, rows.firstChild].map(row => {edges})")
+    assert heads == cells
 
 
 def test_most_of_a_laptop_screen_is_the_table(page: Browser) -> None:
