@@ -28,20 +28,26 @@ demo: $(VENV)/demo.stamp ## the same against a simulated exchange; needs no netw
 check-host: $(VENV)/run.stamp ## why it does or does not work on this host, a line for each step; 20 s at most
 	@$(BIN)/python binance_funding_ws_daemon.py --check
 
-check: $(VENV)/test.stamp ## lint, types, unit and simulated tests: under a minute
+check: $(VENV)/test.stamp ## lint, types, unit and simulated tests, size: under a minute
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy --cache-dir=$(VENV)/mypy-cache
 	$(BIN)/vermin --quiet --no-tips --target=3.10- --violations $(PROGRAMS) binance_funding packaging
 	$(PYTEST) -n 2 tests/unit tests/simulated
+	@$(BIN)/python -m tests.support.size
 
-# Most tests with real programs, a browser or a booted systemd wait rather than work, so more of them run at once than
-# there are cores, the machine with systemd beside the others. Those that put the machine under load have it to themselves.
+# Most tests with real programs, a browser or a booted systemd wait rather than work. So more of them run at once than
+# there are cores, and the machine with systemd runs beside them. Tests that load the machine run after the others.
+# A part that fails does not stop the others. The last lines name the parts that failed.
+test: export SKIPPED_TESTS = $(CURDIR)/$(VENV)/skipped-tests
 test: check ## everything: check, then the tests with real programs, a browser and a booted systemd
-	@$(PYTEST) tests/systemd >$(VENV)/systemd.log 2>&1 & systemd=$$!; \
-	$(PYTEST) -n 4 --dist loadfile -m "not alone" tests/programs tests/browser; others=$$?; \
-	wait $$systemd; systemd=$$?; cat $(VENV)/systemd.log; test $$others = 0 && test $$systemd = 0
-	$(PYTEST) -m alone tests/programs tests/browser
+	@rm -f $$SKIPPED_TESTS; failed=; \
+	$(PYTEST) tests/systemd >$(VENV)/systemd.log 2>&1 & systemd=$$!; trap 'kill $$systemd; exit 130' INT TERM; \
+	$(PYTEST) -n 4 --dist loadfile -m "not alone" tests/programs tests/browser || failed="programs and browser"; \
+	wait $$systemd || failed="$${failed:+$$failed, }systemd"; cat $(VENV)/systemd.log; \
+	$(PYTEST) -m alone tests/programs tests/browser || failed="$${failed:+$$failed, }alone"; \
+	if test -s $$SKIPPED_TESTS; then echo "skipped tests:"; sort $$SKIPPED_TESTS | uniq -c; fi; \
+	if test "$$failed"; then echo "FAILED: $$failed" >&2; exit 1; fi
 
 test-all: ## check with every Python from 3.10 on that is found in PATH or installed by pyenv
 	@set -e; pythons=$$($(PYTHON) tests/support/pythons.py); \
@@ -66,8 +72,9 @@ clean: ## remove virtual environments and caches
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/run.stamp: requirements.txt
-	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
-	  { echo "no virtual environment: on Debian and Ubuntu, apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "no virtual environment: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements.txt
 	@touch $@
 

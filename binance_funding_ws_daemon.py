@@ -4,12 +4,16 @@
 The story, in the order in which data flows (binance_funding/daemon/):
   source/connection.py      one WebSocket connection to !markPrice@arr, in a thread of its own
   source/pool.py            several of them, watched: silence, lag, backoff, planned replacement
-  source/rest.py            snapshots: to compare, for symbols that the stream lacks, and while it delivers nothing new
+  source/rest_poller.py     snapshots: to compare, for symbols that the stream lacks, and while it delivers nothing new
+  source/rest_client.py     one REST request, which ends at its deadline
+  source/faults.py          why a connection or a request failed
   source/rates.py           both formats of Binance become FundingRate records
-  market/feed.py            where the messages of all connections come together, each decoded once
+  record.py                 the FundingRate record, and how the file shows it
+  market/feed.py            where the messages of all connections arrive, each decoded once
   market/exchange_clock.py  what time it is at Binance: a record is as old as it is by that clock
   market/book.py            the newest record of each symbol, whichever source delivered it
   market/freshness.py       how current the market is, and its gaps
+  market/thresholds.py      every limit by which the market is judged
   market/comparison.py      a REST snapshot against the stream
   market/last_day.py        the last 24 hours in quarter hours
   output/publisher.py       all of it becomes the state file, on every change

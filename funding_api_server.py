@@ -3,15 +3,18 @@
 
 The story, in the order in which data flows (binance_funding/server/):
   state_reader.py  reads the file again when it has changed
-  view.py          its content: how old it is, whether it can be trusted
-  api.py           answers requests from it
-  push.py          what subscribers are sent of it; listing.py renders each record once
+  content.py       what it says, and how old that is
+  listing.py       every record, rendered once for each change
+  api.py           the endpoints; parameters.py and representation.py read and write their HTTP
+  push.py          what subscribers are sent when records change
+  health.py        whether the service is well, and what is wrong
   report.py        the last 24 hours
   metrics.py       the same file for Prometheus
   page.html        the same file for people
   http/            takes requests and sends the answers; knows nothing of funding rates
 """
 
+import math
 import os
 import sys
 
@@ -50,11 +53,12 @@ def main() -> int:
         cache_version=api.version,
         meter=api.meter,
         on_alive=lambda: service.notify("READY=1\nWATCHDOG=1"),
-        alive_every_s=service.watchdog_interval_s(),
+        alive_every_s=service.watchdog_interval_s() or math.inf,
     )
     service.on_signals(server.stop)
-    if threads.stop_request.wait(0):  # it came before the server could be told
+    if threads.stop_request.wait(0):  # a signal came before the server was its receiver
         server.stop()
+    host, port = server.address
     _log.info("listening", version=__version__, pid=os.getpid(), host=host, port=port, state_file=settings.state_file)
     service.notify(f"READY=1\nSTATUS=listening on {host} port {port}, reading {settings.state_file}")
     threads.guard("main", server.serve)

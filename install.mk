@@ -3,8 +3,8 @@
 install: ## programs to /opt/binance-funding, units to /etc/systemd/system, settings to /etc/binance-funding.env
 	@sh packaging/install.sh install
 
-rollback: ## the installed release before this one again, the service restarted
+rollback: ## return to the previous installed release and restart the service
 	@sh packaging/install.sh rollback
 
-uninstall: ## all of that away again, but for the settings
+uninstall: ## remove all of that, except the settings
 	@sh packaging/install.sh uninstall

@@ -1,4 +1,4 @@
-"""The two clocks of this host: wall time for what is written, steady time for every age and timeout."""
+"""The two clocks of this host: the wall clock for times that are written, the steady clock for ages and timeouts."""
 
 import time
 from collections.abc import Callable
@@ -7,25 +7,25 @@ from typing import NamedTuple
 
 
 class Moment(NamedTuple):
-    """One instant read from both clocks."""
+    """One instant on both clocks."""
 
     wall_s: float
-    """Unix seconds of this host's clock; jumps when somebody sets it."""
+    """Unix seconds. The wall clock jumps when somebody sets it."""
     steady_s: float
-    """Seconds since boot; never jumps."""
+    """Seconds since boot. The steady clock never jumps."""
 
     def wall_at(self, steady_s: float) -> float:
-        """Return the Unix time of another instant of the steady clock, to the millisecond."""
+        """Convert another time of the steady clock to Unix seconds, rounded to the millisecond."""
         return round(self.wall_s + steady_s - self.steady_s, 3)
 
 
 def _since_boot_s() -> float:
-    # CLOCK_MONOTONIC stands still while a host is suspended: data that is hours old would look fresh afterwards.
+    # CLOCK_MONOTONIC stands still while the host is suspended, so data that is hours old would look fresh afterwards.
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _boot_id() -> str:
-    """Name this boot, within which steady times of different processes can be compared; "" if unknown."""
+    """Return the ID of this boot, "" if unknown. Steady times of two processes are comparable within one boot only."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
@@ -35,7 +35,7 @@ def _boot_id() -> str:
 
 @dataclass(frozen=True)
 class Clock:
-    """Both clocks of this host; tests put their own in. Safe to call from any thread."""
+    """Both clocks of this host. Tests replace them by simulated ones. Safe to call from any thread."""
 
     wall_s: Callable[[], float] = time.time
     steady_s: Callable[[], float] = _since_boot_s
@@ -47,7 +47,7 @@ class Clock:
 
 
 class Deadline:
-    """One limit for several steps, on the steady clock."""
+    """One time limit for several steps that follow each other."""
 
     def __init__(self, within_s: float, steady_s: Callable[[], float] = time.monotonic) -> None:
         self._steady_s = steady_s

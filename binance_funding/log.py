@@ -4,6 +4,7 @@ On a terminal each line begins with its time, in the journal with its priority (
 thread of its own writes the lines, so a reader of stderr that stops reading blocks no other thread.
 """
 
+import contextlib
 import logging
 import logging.handlers
 import math
@@ -184,39 +185,44 @@ class _WaitingLines(logging.handlers.QueueHandler):
             self.lines.all_tasks_done.wait_for(lambda: not self.lines.unfinished_tasks, _FLUSH_WITHIN_S)
 
 
-class _StderrWriter(logging.StreamHandler):  # type: ignore[type-arg] # it takes none at run time before 3.11
-    """Writes lines to stderr, and says how many were dropped before them."""
+class _StderrWriter(logging.handlers.QueueListener):
+    """Writes the waiting lines to stderr in a thread of its own, and says how many were dropped before them.
 
-    def __init__(self, waiting: _WaitingLines) -> None:
-        super().__init__(sys.stderr)
+    It is no logging.Handler: at the end of the program the logging module would wait for the lock of one that blocks.
+    """
+
+    def __init__(self, waiting: _WaitingLines, fd: int, formatter: logging.Formatter) -> None:
+        super().__init__(waiting.lines)
         self._waiting = waiting
-        self._reported = 0
+        self._fd = fd
+        self._formatter = formatter
+        self._reported = 0  # of the dropped lines
 
-    def emit(self, record: logging.LogRecord) -> None:
-        super().emit(record)
-        dropped = self._waiting.dropped - self._reported
-        if dropped and self._waiting.lines.empty():
-            self._reported += dropped
-            text = line("log lines dropped", count=dropped, cause="stderr was not read")
-            super().emit(logging.makeLogRecord({"levelno": logging.WARNING, "levelname": "WARNING", "msg": text}))
+    def handle(self, record: logging.LogRecord) -> None:
+        """Write one line. A stderr that is closed or broken is ignored: no other place is left to report it."""
+        with contextlib.suppress(OSError):
+            self._write(record)
+            dropped = self._waiting.dropped - self._reported
+            if dropped and self._waiting.lines.empty():
+                text = line("log lines dropped", count=dropped, cause="stderr was not read")
+                self._write(logging.makeLogRecord({"levelno": logging.WARNING, "levelname": "WARNING", "msg": text}))
+                self._reported += dropped
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - its name in module logging
-        """Ignore a stderr that is closed or broken: no other place is left to report it."""
+    def _write(self, record: logging.LogRecord) -> None:
+        os.write(self._fd, f"{self._formatter.format(record)}\n".encode(errors="backslashreplace"))
 
 
 def set_up() -> None:
     """Log to stderr: with priorities and without time where the journal listens, with time elsewhere."""
     if sys.stderr is None:  # It was closed at the start, and its file descriptor may become that of another file.
         return
-    waiting = _WaitingLines()
-    writer = _StderrWriter(waiting)
-    if _is_journal(sys.stderr.fileno()):
-        writer.setFormatter(_JournalFormatter("%(message)s"))
-    else:
+    fd = sys.stderr.fileno()
+    formatter: logging.Formatter = _JournalFormatter("%(message)s")
+    if not _is_journal(fd):
         formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
         formatter.converter = time.gmtime
-        writer.setFormatter(formatter)
-    logging.handlers.QueueListener(waiting.lines, writer).start()
+    waiting = _WaitingLines()
+    _StderrWriter(waiting, fd, formatter).start()
     logging.basicConfig(level=logging.INFO, handlers=[waiting])
     # The errors of these libraries reach the programs as exceptions, and are logged once, in the programs' own words.
     for library in ("websocket", "urllib3"):

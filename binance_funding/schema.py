@@ -22,11 +22,10 @@ USUAL_INTERVAL_HOURS = 8
 
 
 class Kind(NamedTuple):
-    """What a value is: its JSON types, its unit, and how a record writes it, as of the operator %."""
+    """What a value is: its JSON types and its unit."""
 
     types: frozenset[type]
     unit: str = ""
-    render: str = "%s"
     members: frozenset[type] = frozenset()
     """Of what is a list or an object: the types of what it holds."""
 
@@ -34,8 +33,8 @@ class Kind(NamedTuple):
 _NUMBER = frozenset({int, float})
 COUNT, RATIO, SECONDS = Kind(_NUMBER), Kind(_NUMBER, "fraction"), Kind(_NUMBER, "s")
 PRICE, HOURS, BYTES = Kind(_NUMBER, "quote asset"), Kind(_NUMBER, "h"), Kind(_NUMBER, "bytes")
-UNIX_S, UNIX_MS = Kind(_NUMBER, "Unix s", "%.3f"), Kind(_NUMBER, "Unix ms")
-FLAG, TEXT = Kind(frozenset({bool}), "true or false"), Kind(frozenset({str}), "text", '"%s"')
+UNIX_S, UNIX_MS = Kind(_NUMBER, "Unix s"), Kind(_NUMBER, "Unix ms")
+FLAG, TEXT = Kind(frozenset({bool}), "true or false"), Kind(frozenset({str}), "text")
 COUNTS = Kind(frozenset({dict}), "numbers by name", members=_NUMBER)
 NAMES = Kind(frozenset({list}), "list of names", members=TEXT.types)
 
@@ -96,9 +95,9 @@ Section = tuple[Field, ...]
 HEADER: Section = (
     Field("version", COUNT, "format of the file", required=True, allowed=(VERSION,)),
     Field("updated_at", UNIX_S, "when the file was written", required=True, metric="state_file_timestamp_seconds"),
-    Field("daemon_pid", COUNT, "process that wrote it", default=0),
-    Field("boot_id", TEXT, "boot of the host within which `boottime` counts", default=""),
-    Field("boottime", SECONDS, "`updated_at` on the clock since boot, which nobody can set", default=0.0),
+    Field("daemon_pid", COUNT, "process ID of the daemon that wrote the file", default=0),
+    Field("boot_id", TEXT, "ID of the host's boot, within which `boottime` counts", default=""),
+    Field("boottime", SECONDS, "time of writing, in seconds since the host's boot", default=0.0),
 )
 
 _HOURS = tuple(range(1, 25))
@@ -107,8 +106,8 @@ RECORD: Section = (
     Field("fundingRate", RATIO, "funding rate per funding interval: 0.0001 is 0.01 %", required=True, metric="rate"),
     Field("markPrice", PRICE, "mark price", required=True, metric="mark_price"),
     Field("indexPrice", PRICE, "index price", required=True),
-    Field("nextFundingTime", UNIX_MS, "when funding is paid next", required=True),
-    Field("eventTime", UNIX_MS, "when this was true, by Binance's clock", required=True),
+    Field("nextFundingTime", UNIX_MS, "time of the next funding", required=True),
+    Field("eventTime", UNIX_MS, "event time, by Binance's clock", required=True),
     Field("updatedAt", UNIX_S, "event time by this host's clock", required=True, metric="updated_timestamp_seconds"),
     Field(
         "fundingIntervalHours",
@@ -118,40 +117,37 @@ RECORD: Section = (
         allowed=_HOURS,
         metric="interval_hours",
     ),
-    Field("source", TEXT, "where it came from", required=True, allowed=("websocket", "rest")),
+    Field("source", TEXT, "`websocket` or `rest`", required=True, allowed=("websocket", "rest")),
 )
 
 SERVED: Section = (
     Field("symbol", TEXT, "as Binance spells it"),
     *RECORD,
     Field("annualizedFundingRate", RATIO, "funding rate per year, without compounding", metric="annualized_rate"),
+    Field("premium", RATIO, "mark price / index price - 1"),
 )
 """What the server answers of each record, wherever it does."""
 
-DECIMALS = tuple(one.name for one in RECORD if one.kind in (RATIO, PRICE))
-"""The fields at the head of a record, which Binance sends as decimals. One that is not required has a number for a
-default."""
-
 MARKS: Section = (
     Field("halted", FLAG, "the exchange itself has nothing newer", default=False),
-    Field("unlisted", FLAG, "REST's last snapshot does not hold it", default=False),
-    Field("fundingIntervalAssumed", FLAG, "Binance has not said yet that the interval is 8 h", default=False),
+    Field("unlisted", FLAG, "REST does not list the symbol", default=False),
+    Field("fundingIntervalAssumed", FLAG, "Binance has not named the interval yet", default=False),
 )
 """Members of a record that are there only where they are true."""
 
 REST: Section = (
-    Field("polls", COUNT, "REST snapshots asked for", default=0, metric="rest_polls_total"),
+    Field("polls", COUNT, "requests for REST snapshots", default=0, metric="rest_polls_total"),
     Field("errors", COUNT, "REST snapshots that failed", default=0),
-    Field("errors_by_status", COUNTS, "failed REST snapshots by kind", default={}, metric="rest_errors_total{status}"),
+    Field("errors_by_status", COUNTS, "failed REST snapshots by cause", default={}, metric="rest_errors_total{status}"),
     Field("last_success_time", UNIX_S, "when the last snapshot came"),
-    Field("paused_until", UNIX_S, "until when Binance asked not to be asked"),
-    Field("last_error", TEXT, "why a snapshot failed last"),
-    Field("trouble", TEXT, "the last error, while no success has followed it"),
+    Field("paused_until", UNIX_S, "end of the pause that Binance asked for"),
+    Field("last_error", TEXT, "cause of the last failed snapshot"),
+    Field("trouble", TEXT, "the last error, or null after a success"),
 )
 
 STATUS: Section = (
     Field("connected", FLAG, "whether any connection is live", default=False),
-    Field("connections", COUNT, "connections that bring current mark prices", metric="stream_connections"),
+    Field("connections", COUNT, "connections that deliver current mark prices", metric="stream_connections"),
     Field("connections_wanted", COUNT, "`STREAM_CONNECTIONS`"),
     Field("url", TEXT, "address of the first live connection"),
     Field("last_connected_time", UNIX_S, "when a connection last became live", in_health=True),
@@ -160,26 +156,26 @@ STATUS: Section = (
     Field("disconnects", COUNT, "connections lost", metric='stream_disconnects_total{kind="unplanned"}'),
     Field("planned_disconnects", COUNT, "connections replaced", metric='stream_disconnects_total{kind="planned"}'),
     Field("reconnect_attempts", COUNT, "attempts after a loss or a failed attempt", in_health=True),
-    Field("last_error", TEXT, "what ended a connection last, or kept it from bringing data"),
-    Field("rejected_rows", COUNT, "malformed rows left out", metric="rejected_rows_total"),
-    Field("fallback_active", FLAG, "REST stands in for the stream", metric="fallback_active", in_health=True),
+    Field("last_error", TEXT, "cause of the last lost or failed connection"),
+    Field("rejected_rows", COUNT, "malformed rows that were skipped", metric="rejected_rows_total"),
+    Field("fallback_active", FLAG, "the daemon polls REST (fallback)", metric="fallback_active", in_health=True),
     Field("stream_lag_seconds", SECONDS, "lag of the best connection", metric="stream_lag_seconds", in_health=True),
-    Field("paused_until", UNIX_S, "until when Binance asked for no handshake"),
-    Field("symbols_from_rest", COUNT, "symbols that live on REST", metric="symbols_from_rest", in_health=True),
+    Field("paused_until", UNIX_S, "end of the pause in connecting that Binance asked for"),
+    Field("symbols_from_rest", COUNT, "symbols that only REST delivers", metric="symbols_from_rest", in_health=True),
     Field("symbols_behind", COUNT, "symbols not current in the stream", metric="symbols_behind", in_health=True),
     Field("symbols_halted", COUNT, "symbols halted at the exchange", metric="symbols_halted", in_health=True),
     Field("market_served_time", UNIX_S, "when the market last got new data; see `gaps`"),
     Field("clock_offset_seconds", SECONDS, "Binance's time minus this host's", metric="clock_offset_seconds"),
     Field("daemon_start_time", UNIX_S, "when the daemon started", metric="daemon_start_time_seconds"),
-    Field("gaps_ended", COUNT, "gaps: more than 10 s without new data of the market", metric="gaps_total"),
-    Field("gap_seconds", SECONDS, "length of all gaps together", metric="gap_seconds_total"),
+    Field("gaps_ended", COUNT, "ended gaps (more than 10 s without new data)", metric="gaps_total"),
+    Field("gap_seconds", SECONDS, "total length of these gaps", metric="gap_seconds_total"),
 )
 
 TOTALS: Section = (
     Field("runs", COUNT, "snapshots compared", default=0),
-    Field("compared", COUNT, "rows of REST compared with the stream", default=0, metric="comparison_rows_total"),
+    Field("compared", COUNT, "REST rows compared with the stream", default=0, metric="comparison_rows_total"),
     Field("matched", COUNT, "rows that agreed", default=0),
-    Field("mismatched", COUNT, "rows of REST that differed", default=0, metric="comparison_mismatches_total"),
+    Field("mismatched", COUNT, "REST rows that differed", default=0, metric="comparison_mismatches_total"),
     Field("identical", COUNT, "rows with the same event time and the same numbers", default=0),
 )
 
@@ -188,11 +184,11 @@ LAST: Section = (
     *(Field(one.name, one.kind, one.meaning, default=0) for one in TOTALS[1:]),
     Field("max_funding_rate_difference", RATIO, "largest difference of a funding rate", default=0.0),
     Field("max_mark_price_difference_ratio", RATIO, "largest difference of a mark price", default=0.0),
-    Field("only_in_stream", COUNT, "symbols that only the stream brought", default=0),
-    Field("only_in_rest", COUNT, "symbols that only REST brought", default=0),
-    Field("mismatched_symbols", NAMES, "at most 20 of them", default=[]),
-    Field("only_in_stream_symbols", NAMES, "at most 20 of them", default=[]),
-    Field("only_in_rest_symbols", NAMES, "at most 20 of them", default=[]),
+    Field("only_in_stream", COUNT, "symbols that only the stream delivered", default=0),
+    Field("only_in_rest", COUNT, "symbols that only REST delivered", default=0),
+    Field("mismatched_symbols", NAMES, "their names, at most 20", default=[]),
+    Field("only_in_stream_symbols", NAMES, "their names, at most 20", default=[]),
+    Field("only_in_rest_symbols", NAMES, "their names, at most 20", default=[]),
 )
 
 PROCESS: Section = (
@@ -207,14 +203,14 @@ PROCESS: Section = (
 `binance_funding_daemon_` is left out."""
 
 GAP: Section = (
-    Field("start", UNIX_S, "when the last new data before it came", required=True),
-    Field("seconds", SECONDS, "how long it lasted", required=True),
-    Field("cause", TEXT, "what kept data from coming; `not running`: the daemon did not run", default=""),
+    Field("start", UNIX_S, "arrival of the last new data before the gap", required=True),
+    Field("seconds", SECONDS, "length of the gap", required=True),
+    Field("cause", TEXT, "why no data arrived; `not running`: the daemon did not run", default=""),
 )
 
 QUARTER: Section = (
     Field("start", UNIX_S, "beginning of the quarter hour", required=True),
-    Field("observed", SECONDS, "how much of it was watched", default=0),
+    Field("observed", SECONDS, "how much of it the daemon observed", default=0),
     Field("unplanned", COUNT, "connections lost", default=0),
     Field("planned", COUNT, "connections replaced", default=0),
     Field("runs", COUNT, "snapshots compared", default=0),
@@ -222,16 +218,6 @@ QUARTER: Section = (
     Field("mismatched", COUNT, "rows that differed", default=0),
     Field("worst", SECONDS, "greatest age of the data", default=0),
 )
-
-
-def record_template(symbol_text: str, marks: Mapping[str, bool]) -> str:
-    """Return what, with the operator % and the values in the order of RECORD, writes one member of `funding_state`.
-
-    The symbol is given as JSON text, and decimals are to be given as texts that are JSON numbers.
-    """
-    members = [f'"{one.name}":{one.kind.render}' for one in RECORD]
-    members += [f'"{one.name}":true' for one in MARKS if marks[one.name]]
-    return f"{symbol_text.replace('%', '%%')}:{{{','.join(members)}}}"
 
 
 def refuse_constant(name: str) -> NoReturn:

@@ -6,19 +6,19 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import TypeVar
 
 from . import __version__, log
 from .clock import Deadline
 from .log import EventLogger, LogThrottle
-from .settings import EX_CONFIG, Settings, SettingsError, help_text, load
+from .settings import EX_CONFIG, Settings, SettingsError, help_text, load, warnings
 
-EX_OK, EX_UNAVAILABLE, EX_SOFTWARE, EX_CANTCREAT, EX_TEMPFAIL = 0, 69, 70, 73, 75
+EX_OK, EX_UNAVAILABLE, EX_SOFTWARE, EX_OSERR, EX_CANTCREAT, EX_TEMPFAIL = 0, 69, 70, 71, 73, 75
 
 _STORED = "FDNAME=listener"
 _FIRST_STORED_FD = 3  # SD_LISTEN_FDS_START
@@ -43,7 +43,7 @@ def notify(state: str, *sockets: socket.socket) -> bool:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.setblocking(False)
             sock.connect("\0" + address[1:] if address.startswith("@") else address)
-            socket.send_fds(sock, [state.encode()], [given.fileno() for given in sockets])
+            socket.send_fds(sock, [state.encode(errors="replace")], [given.fileno() for given in sockets])
     except OSError as error:
         _log.debug("systemd not reached", state=state, cause=error)
         return False
@@ -89,8 +89,8 @@ def start_program(
 ) -> Settings:
     """Parse the command line (--help, --version), set up logging, load the settings and check them further.
 
-    Exits with status 78 and one line on stderr where that raises SettingsError. Where `check_host` is given, there is
-    --check: it is called instead of all that would follow the loading, and the program exits with what it returns.
+    Logs a line for each setting that harms the service or has no effect. Exits with status 78 and one line on stderr if
+    the settings are wrong. If `check_host` is given, there is --check, which calls it and exits with what it returns.
     """
     parser = argparse.ArgumentParser(
         description=description, epilog=help_text(kind), formatter_class=argparse.RawDescriptionHelpFormatter
@@ -99,12 +99,18 @@ def start_program(
     if check_host:
         parser.add_argument("--check", action="store_true", help="tell why it does or does not work on this host")
     arguments = parser.parse_args()
-    log.set_up()
+    try:
+        log.set_up()
+    except RuntimeError as error:  # the thread that writes the log cannot be started
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        raise SystemExit(EX_OSERR) from None
     try:
         settings = load()
         logging.getLogger().setLevel(settings.log_level)
         if check_host and arguments.check:
             raise SystemExit(check_host(settings))
+        for sentence in warnings(settings):
+            _log.warning("settings", warning=sentence)
         check(settings)
     except SettingsError as error:
         if check_host and arguments.check:
@@ -140,16 +146,20 @@ class StopRequest:
 
 
 def on_signals(stop: Callable[[], None]) -> None:
-    """Call `stop` at SIGTERM, SIGINT or SIGHUP; it must be safe to re-enter. A second signal ends the process."""
-    signums = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+    """Call `stop` at SIGTERM, SIGINT or SIGHUP; it must be safe to re-enter. A second signal ends the process.
 
-    def first(_signum: int, _frame: FrameType | None) -> None:
-        for signum in signums:
-            signal.signal(signum, signal.SIG_DFL)
+    A signal that is ignored when the program starts stays ignored: `nohup` ignores SIGHUP for the programs it runs.
+    """
+    numbers = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+    def first(_number: int, _frame: FrameType | None) -> None:
+        for number in heeded:
+            signal.signal(number, signal.SIG_DFL)
         stop()
 
-    for signum in signums:
-        signal.signal(signum, first)
+    for number in heeded:
+        signal.signal(number, first)
 
 
 def acquire(attempt: Callable[[], T], explain: Explain, stop: StopRequest, retry_s: float = 1.0) -> T:
@@ -175,24 +185,27 @@ def acquire(attempt: Callable[[], T], explain: Explain, stop: StopRequest, retry
             raise SystemExit(EX_OK)
 
 
-@dataclass
 class Threads:
-    """Starts every thread of the program and joins them. One that dies of a bug requests the program's stop."""
+    """Starts every thread of the program and joins them. If one dies or cannot be started, the program is to stop."""
 
-    stop_request: StopRequest = field(default_factory=StopRequest)
-    crashed: str | None = None
-    """Name of the first thread that died of an unexpected error, the main thread included."""
-
-    def __post_init__(self) -> None:
+    def __init__(self, stop_request: StopRequest | None = None) -> None:
+        self.stop_request = stop_request or StopRequest()
+        self.crashed: str | None = None
+        """Name of the first thread that died of an unexpected error, or that could not be started."""
+        self._exit_status = EX_OK
         self._lock = threading.Lock()  # guards _threads: connections start threads while others are joined
         self._threads: list[threading.Thread] = []
 
     def start(self, name: str, work: Callable[[], None]) -> None:
         """Start a named thread. It does not keep the process alive: a blocked one must not delay the end."""
         thread = threading.Thread(target=self.guard, args=(name, work), name=name, daemon=True)
-        with self._lock:
-            self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
-            thread.start()
+        try:
+            with self._lock:
+                thread.start()
+                self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
+        except RuntimeError as error:  # the limit of tasks, or no memory for its stack
+            _log.log(logging.CRITICAL, "thread not started", thread=name, cause=error, next="the program ends")
+            self._end(name, EX_OSERR)
 
     def guard(self, name: str, work: Callable[[], None]) -> None:
         """Do a thread's work, in that thread; log what it dies of."""
@@ -200,8 +213,12 @@ class Threads:
             work()
         except Exception:  # noqa: BLE001 - whatever it was, it must not leave a program that looks alive
             _log.log(logging.CRITICAL, "thread died", exc_info=True, thread=name, next="the program ends")
-            self.crashed = self.crashed or name
-            self.stop_request.make()
+            self._end(name, EX_SOFTWARE)
+
+    def _end(self, name: str, exit_status: int) -> None:
+        if self.crashed is None:
+            self.crashed, self._exit_status = name, exit_status
+        self.stop_request.make()
 
     def join(self, within_s: float) -> list[str]:
         """Wait for all threads to end, for so long in all; return the names of those that did not."""
@@ -214,4 +231,4 @@ class Threads:
 
     def exit_status(self) -> int:
         """Return the status with which the program is to end."""
-        return EX_SOFTWARE if self.crashed else EX_OK
+        return self._exit_status

@@ -8,7 +8,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
+from .log import printable
+
 EX_CONFIG = 78
 """Exit status for wrong settings (sysexits.h); the units tell systemd not to restart after it."""
 
@@ -24,6 +26,8 @@ DAEMON, SERVER = "daemon", "server"
 BOTH = f"{DAEMON} {SERVER}"
 
 _YEAR_S = 31_536_000
+# Source: Binance's documentation of premiumIndex and of the limits per IP, November 2026.
+_SNAPSHOT_WEIGHT, _WEIGHT_PER_MINUTE = 10, 2400
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _DECIMAL = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
 # As urlsplit() gives it: an IPv6 address without brackets; letters of any language.
@@ -82,7 +86,7 @@ def _rest_url(text: str) -> str:
 def _path(text: str) -> str:
     if not text.strip() or text.endswith("/") or not text.isprintable():
         raise InvalidValue("the path of a file")
-    return text
+    return os.path.expanduser(text)
 
 
 def _host(text: str) -> str:
@@ -112,38 +116,39 @@ class Settings:
     """All settings, checked. The environment variable of a field is its name in capitals; durations are in seconds."""
 
     binance_ws_urls: tuple[str, ...] = _setting(
-        "wss://fstream.binance.com/market/stream?streams=!markPrice@arr,"
-        "wss://fstream.binance.com/stream?streams=!markPrice@arr",
+        "wss://fstream.binance.com/market/stream?streams=!markPrice@arr",
         _websocket_urls,
         DAEMON,
         "candidate stream addresses; one that refuses or stays silent gives way to the next",
     )
     binance_rest_url: str = _setting("https://fapi.binance.com", _rest_url, DAEMON, "REST base address")
     state_file: str = _setting(".funding_state.json", _path, BOTH, "the file that both programs share")
-    stale_seconds: float = _duration("180", BOTH, "data older than this is stale: the server answers 503")
+    stale_seconds: float = _duration("30", BOTH, "data older than this is stale: the server answers 503")
     silence_seconds: float = _duration(
-        "15", DAEMON, "a connection whose newest mark prices are older than this, by Binance's clock, is dropped"
+        "15", DAEMON, "a connection whose newest mark prices are older than this, by Binance's clock, is replaced"
     )
     stream_connections: int = _setting(
-        "2", _whole(1, 8), BOTH, "live connections kept at once; a second one makes any single loss gapless"
+        "2", _whole(1, 8), BOTH, "live connections kept at once; with two, the loss of one loses no data"
     )
     connection_max_age_seconds: float = _duration(
-        "82800", DAEMON, "planned replacement of a connection, before Binance cuts it after 24 h"
+        "82800", DAEMON, "a connection is replaced at this age; Binance closes it after 24 h"
     )
-    reconnect_min_seconds: float = _duration("0.5", DAEMON, "first wait before reconnecting; doubles each time")
+    reconnect_min_seconds: float = _duration("0.5", DAEMON, "first wait before reconnecting; it doubles each time")
     reconnect_max_seconds: float = _duration(
-        "60", DAEMON, "longest wait before reconnecting; while no connection is live, 10 s at most"
+        "60", DAEMON, "longest wait before reconnecting; at most 10 s while no connection is live"
     )
-    rest_poll_seconds: float = _duration("60", DAEMON, "time between REST snapshots while the stream is well")
+    rest_poll_seconds: float = _duration("60", DAEMON, "time between REST snapshots while the stream works")
     rest_fallback_seconds: float = _duration(
-        "10", DAEMON, "time between REST snapshots while the stream brings nothing current"
+        "10", DAEMON, "time between REST snapshots while the stream delivers nothing new"
     )
     rest_timeout_seconds: float = _duration("10", DAEMON, "longest wait for one REST answer")
-    heartbeat_seconds: float = _duration("5", BOTH, "the state file is rewritten at least this often, data or not")
+    heartbeat_seconds: float = _duration(
+        "5", BOTH, "the state file is rewritten at least this often, also without data"
+    )
     api_host: str = _setting("127.0.0.1", _host, SERVER, "address the server listens on")
     api_port: int = _setting("8888", _whole(1, 65535), SERVER, "port the server listens on")
     api_max_connections: int = _setting(
-        "1024", _whole(1, 100_000), SERVER, "clients at once; beyond it the connection idle longest gives way"
+        "1024", _whole(1, 100_000), SERVER, "connections at once; beyond that, a new one replaces the one idle longest"
     )
     log_level: str = _setting("INFO", _level, BOTH, "DEBUG, INFO, WARNING or ERROR")
 
@@ -155,18 +160,20 @@ def variable(declared: Field[Any]) -> str:
 
 _NAMES = tuple(variable(declared) for declared in fields(Settings))
 _FIRST_WORDS = {name.partition("_")[0] for name in _NAMES}
-# A near miss that is a common name of other programs' settings.
+# Settings by their names without the last word. In the environment such a name is probably a mistake.
+_WITHOUT_ENDING = {name.rpartition("_")[0]: name for name in _NAMES if name.endswith(("_SECONDS", "_URL", "_URLS"))}
+# This name resembles one of ours, but other programs use it for a setting of their own.
 _OF_OTHERS = {"LOGLEVEL"}
 
 
 def load(environment: Mapping[str, str] = os.environ, env_file: str = ".env") -> Settings:
     """Read and check all settings.
 
-    Raises SettingsError if a value is not allowed or a name looks misspelt; it tells all of these at once.
+    Raises SettingsError if a value is not allowed or a name looks misspelt. The error lists all faults at once.
 
-    A name looks misspelt that has the letters of a setting but for one or two, in whatever order. Other programs keep
-    their settings in the environment, too: there it must also begin with the first word of a setting (`API_`, `LOG_`,
-    `REST_` ...). Every other name is left alone.
+    A name looks misspelt if its letters, in any order, are those of a setting except for one or two. The environment
+    also holds settings of other programs. There, only names that begin with the first word of a setting (`API_`,
+    `LOG_`, `REST_` ...) are checked.
     """
     from_file = _read(env_file)
     given = {**from_file, **environment}
@@ -188,7 +195,7 @@ def load(environment: Mapping[str, str] = os.environ, env_file: str = ".env") ->
 
 
 def sources(environment: Mapping[str, str] = os.environ, env_file: str = ".env") -> dict[str, tuple[str, str]]:
-    """Return of each variable that is given where it is, "environment" or the name of `env_file`, and its text.
+    """Return each given variable with the place where it is set ("environment" or the name of `env_file`) and its text.
 
     Raises SettingsError if `env_file` cannot be read.
     """
@@ -204,10 +211,39 @@ def _read(env_file: str) -> dict[str, str]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{env_file} cannot be read: {error}") from error
-    unclear = [binding.original.line for binding in parse_stream(io.StringIO(text)) if binding.error]
-    if unclear:
-        raise SettingsError(f"{env_file} line {unclear[0]} is not understood: NAME=value is allowed")
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error or (binding.key is not None and binding.value is None):
+            raise SettingsError(f"{env_file} line {binding.original.line} is not NAME=value")
     return {name: value or "" for name, value in dotenv_values(stream=io.StringIO(text)).items()}
+
+
+def warnings(settings: Settings, environment: Mapping[str, str] = os.environ, env_file: str = ".env") -> list[str]:
+    """Return a sentence for each value that harms the service, and for each name that looks like a setting but is none.
+
+    Raises SettingsError if `env_file` cannot be read.
+    """
+    unknown = sorted(_read(env_file).keys() - {*_NAMES})
+    shortened = sorted(_WITHOUT_ENDING.keys() & environment.keys())
+    return [
+        *_harmful_values(settings),
+        *(f"{printable(name)} in {env_file} is not a setting and has no effect" for name in unknown),
+        *(f"{name} is not a setting and has no effect: did you mean {_WITHOUT_ENDING[name]}?" for name in shortened),
+    ]
+
+
+def _harmful_values(settings: Settings) -> Iterator[str]:
+    for name, seconds in (
+        ("REST_POLL_SECONDS", settings.rest_poll_seconds),
+        ("REST_FALLBACK_SECONDS", settings.rest_fallback_seconds),
+    ):
+        weight = 60 / seconds * _SNAPSHOT_WEIGHT + 1
+        if weight > _WEIGHT_PER_MINUTE / 4:
+            yield f"{name}={seconds:g} uses a weight of {weight:.0f} a minute; Binance allows {_WEIGHT_PER_MINUTE}"
+    tick_s = 1 if all(url.endswith("@1s") for url in settings.binance_ws_urls) else 3
+    if settings.silence_seconds < 2 * tick_s:
+        yield f"SILENCE_SECONDS={settings.silence_seconds:g} drops healthy connections: messages come every {tick_s} s"
+    if settings.stale_seconds < 2 * tick_s:
+        yield f"STALE_SECONDS={settings.stale_seconds:g} makes data stale between two messages, {tick_s} s apart"
 
 
 def _misspelt(names: set[str]) -> list[str]:

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Runs --check as binance-funding-ws.service runs the daemon: as its user, with its settings, behind its restrictions,
-# drop-ins included. Whether the service runs or not does not matter, and it notices nothing.
+# Runs --check in the way in which binance-funding-ws.service runs the daemon: with its user, settings, restrictions and
+# drop-ins. The service may be running or not; it is not disturbed.
 #
 #   sudo /opt/binance-funding/current/check
 set -eu
 
 release=$(dirname "$(readlink -f "$0")")
 unit=$(systemctl cat binance-funding-ws.service)
-# Everything that says who runs where; not what starts, restarts and watches over it.
+# Take the properties for user, settings and restrictions, but not those that start, restart and supervise the unit.
 properties=$(printf '%s\n' "$unit" | awk '
     /^\[/ { in_service = ($0 == "[Service]"); next }
     in_service && /^[A-Z]/ && !/^(Type|Exec(Start|Stop|Reload|Condition)|Restart|Timeout|Watchdog|SyslogIdentifier)/')

@@ -1,4 +1,4 @@
-"""Runs daemon and server together in the foreground, as `make run` and `make demo` do; Ctrl-C ends both."""
+"""Runs daemon and server together in the foreground, for `make run` and `make demo`. Ctrl-C ends both."""
 
 import argparse
 import contextlib
@@ -26,9 +26,9 @@ _ROUND_S = 0.2
 
 
 def _point_to(exchange: subprocess.Popen[str]) -> bool:
-    """Take over the addresses that the simulated exchange prints, as settings of the daemon. False if it ended instead.
+    """Wait for the addresses that the simulated exchange prints, and make them settings of the daemon.
 
-    Blocks until it does either. Why it ended, it has written to stderr.
+    Returns False if the exchange ends before it prints them. It has written the cause to stderr itself.
     """
     assert exchange.stdout is not None
     for _ in range(2):
@@ -50,7 +50,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 def _reachable(host: str) -> str:
-    """Return the address at which a server that listens on `host` can be asked from this machine."""
+    """Return an address of this machine at which a server that listens on `host` answers."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -61,12 +61,12 @@ def _reachable(host: str) -> str:
 
 
 def _symbol_count(host: str, port: int) -> int | None:
-    """Ask the server how many symbols it knows; None where nobody answers."""
+    """Ask the server how many symbols it knows. None: no server of ours answers."""
     connection = http.client.HTTPConnection(host, port, timeout=1)
     try:
         connection.request("GET", "/funding/health")
         count = json.load(connection.getresponse()).get("symbolCount")
-    except (OSError, http.client.HTTPException, ValueError, AttributeError):  # not listening, or somebody else's
+    except (OSError, http.client.HTTPException, ValueError, AttributeError):  # also for the answer of another server
         return None
     finally:
         connection.close()
@@ -74,19 +74,20 @@ def _symbol_count(host: str, port: int) -> int | None:
 
 
 class _Hint:
-    """The line that says how to ask the server. Given once: when there is data, or when that takes long."""
+    """Prints how to ask the server, once: when there is data, or when the server has had none for 5 s."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = _reachable(host), port
         self._answers_since_s: float | None = None
-        # Before the server is started, so the answer would be somebody else's.
+        """When the server first answered, on the steady clock."""
+        # Our server is not started yet. If one answers, it is another, and nobody must be sent to it.
         self._is_given = self._count() is not None
 
     def _count(self) -> int | None:
         return _symbol_count(self._host, self._port)
 
     def give_when_due(self) -> None:
-        """Ask the server, and print the line if it is time."""
+        """Ask the server, and print the line if it is due."""
         count = None if self._is_given else self._count()
         if count is None:
             return
@@ -100,7 +101,7 @@ class _Hint:
 
 
 def _watch(processes: list[subprocess.Popen[str]], hint: _Hint, signals: list[int]) -> int:
-    """Give the hint, and wait for a signal or the end of any program; return 0, or the status of the one that ended."""
+    """Wait for a signal or the end of any program, and give the hint. Returns 0, or the status of the ended program."""
     while not signals:
         for process in processes:
             status = process.poll()
@@ -112,12 +113,12 @@ def _watch(processes: list[subprocess.Popen[str]], hint: _Hint, signals: list[in
 
 
 def _run(hint: _Hint, signals: list[int], *, demo: bool) -> int:
-    """Start the programs, watch them, and stop them all, the last one first; return the exit status."""
+    """Start the programs, watch them, and stop them in reverse order. Returns the exit status."""
     processes: list[subprocess.Popen[str]] = []
     with contextlib.ExitStack() as stack:
 
         def start(arguments: list[str], output: int | None = None) -> subprocess.Popen[str]:
-            # In a session of its own: Ctrl-C reaches it through us, in order, and once.
+            # In a session of its own, a program does not get the terminal's Ctrl-C. This program stops it instead.
             command = [sys.executable, *arguments]
             processes.append(subprocess.Popen(command, stdout=output, text=True, start_new_session=True))
             stack.callback(_stop, processes[-1])
@@ -134,7 +135,7 @@ def _run(hint: _Hint, signals: list[int], *, demo: bool) -> int:
 
 
 def main() -> int:
-    """Run until Ctrl-C, SIGTERM, SIGHUP, or the end of one program; return 0, or the status of the one that ended."""
+    """Run until Ctrl-C, SIGTERM, SIGHUP or the end of a program. Returns 0, or the status of the ended program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--demo", action="store_true", help="against a simulated exchange, state in a temporary folder")
     demo = parser.parse_args().demo
@@ -145,8 +146,10 @@ def main() -> int:
         return EX_CONFIG
     signals: list[int] = []
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Only noted, however often: an exception in the wrong place would leave programs behind that nobody stops.
-        signal.signal(signum, lambda signum, _frame: signals.append(signum))
+        # The handler only notes the signal: an exception could come between the start of a program and its noting.
+        # A signal that is ignored at the start, as SIGHUP under nohup, stays ignored.
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, lambda signum, _frame: signals.append(signum))
     return _run(_Hint(settings.api_host, settings.api_port), signals, demo=demo)
 
 

@@ -3,14 +3,14 @@
 #
 #   sudo make install      sudo make rollback      sudo make uninstall
 #
-# PYTHON=/usr/bin/python3.12 picks the interpreter. Without a clone at hand, the last two are also had by
+# PYTHON=/usr/bin/python3.12 chooses the interpreter. Without a clone, roll back or uninstall like this:
 #
 #   sudo sh /opt/binance-funding/current/packaging/install.sh rollback
 #
-# An installation is a directory of its own, built and tried beside the one in use; exchanging the link
-# "current" is the last step and one atomic rename. What fails before it leaves everything as it was.
+# Each release is installed in its own directory, built and tried beside the release in use. The last step is one atomic
+# rename that exchanges the link "current". If a step before it fails, nothing has changed.
 set -eu
-umask 022 # the services' users must be able to read what root installs
+umask 022 # the users of the services must be able to read the installed files
 
 prefix=/opt/binance-funding
 units=/etc/systemd/system
@@ -47,7 +47,7 @@ copy_files() {
             "$release"
         install -m 0755 packaging/check.sh "$release/check"
     )
-    # However private the clone is.
+    # The clone may be private; the installed files must be readable.
     chmod -R u=rwX,go=rX "$release"
 }
 
@@ -68,7 +68,7 @@ build_release() {
     "$release/venv/bin/python" -m pip install --quiet --no-cache-dir --disable-pip-version-check \
         -r "$source/requirements.txt"
     copy_files
-    # Compiled now, because the services cannot write here.
+    # Compile now, because the services cannot write here.
     "$release/venv/bin/python" -m compileall -q "$release/binance_funding" || die "the programs do not compile"
     for program in binance_funding_ws_daemon.py funding_api_server.py; do
         (cd "$release" && venv/bin/python "$program" --help >/dev/null) || die "$program does not run"
@@ -76,24 +76,24 @@ build_release() {
 }
 
 write_settings() {
-    # Every setting with its default, commented out; the state file as the units have it.
+    # Write every setting with its default as a comment; STATE_FILE has the value of the units.
     {
         echo "# Settings of binance-funding-ws and binance-funding-api. After a change:"
         echo "#   sudo systemctl restart binance-funding-ws"
         echo
-        # Less its opening lines, which speak of .env.
+        # Skip the first paragraph of .env.example, which is about .env.
         sed -e '1,/^$/d' -e 's/^\([A-Z]\)/#\1/' \
             -e 's|^#*STATE_FILE=.*|#STATE_FILE=/run/binance-funding/funding_state.json|' "$source/.env.example"
     } >"$release/settings"
-    # Not for everybody's eyes: a proxy's address may hold a password. systemd reads it as root.
+    # Not world-readable, because the address of a proxy may contain a password. systemd reads the file as root.
     install -m 0640 "$release/settings" "$settings"
     rm "$release/settings"
 }
 
 put_into_place() {
-    # A fixed user of its own; the unit of the daemon says why.
+    # The unit of the daemon says why it needs a fixed user.
     systemd-sysusers --inline 'u binance-funding - "Binance funding rates" /'
-    # The running programs are still those of the release before, and may yet load a module or a certificate of theirs.
+    # The running programs belong to the previous release and may still load its modules or certificates, so keep it.
     switch_to "$release"
     trap - EXIT
     find "$prefix" -mindepth 1 -maxdepth 1 -name 'release.*' ! -path "$release" \
@@ -101,7 +101,7 @@ put_into_place() {
 }
 
 switch_to() {
-    # With units of its own: what one release asks of systemd, another may not know.
+    # Each release brings its own units, because its programs may need other systemd features.
     install -m 0644 "$1/binance-funding-ws.service" "$1/binance-funding-api.service" "$units"
     ln -sfnT "$(readlink "$prefix/current" || basename "$1")" "$prefix/previous"
     ln -sfnT "$(basename "$1")" "$1/current"
@@ -132,7 +132,8 @@ do_rollback() {
         die "the release before this one does not run any more"
     switch_to "$before"
     echo "Rolled back to release $version."
-    # What was stopped stays so. The server by its own name too: a daemon that does not even start takes none along.
+    # A stopped service stays stopped. Restart the server by its own name too: a daemon that does not start does not
+    # restart it.
     if systemd_runs && [ "$(systemctl is-active binance-funding-ws.service)" != inactive ]; then
         systemctl --no-block restart binance-funding-api.service
         systemctl restart binance-funding-ws.service

@@ -1,8 +1,8 @@
-"""--check: whether this host gets Binance's funding rates, and if not, why: a line for each step.
+"""--check: whether this host gets Binance's funding rates, and if not, why. It prints a line for each step.
 
-Made of the daemon's own parts, on connections of its own; a daemon that runs meanwhile is not touched, and a pause that
-Binance asked it for is kept. It costs a connection to each address of the stream, until the first mark prices have
-come, and a REST weight of 11 of the 2400 that an IP has in a minute.
+It uses the daemon's own parts, on connections of its own. It does not touch a daemon that runs meanwhile, and keeps a
+pause that Binance asked that daemon for. It costs one connection to each address of the stream, until the first mark
+prices have come, and a REST weight of 11 of the 2400 that an IP has in a minute.
 """
 
 import errno
@@ -15,9 +15,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
+
+import requests
 
 from ..clock import Deadline
 from ..service import Threads
@@ -25,172 +26,183 @@ from ..settings import Settings, sources
 from ..state_file import EMPTY, UnusableState, is_heartbeat_late, read, why_not, writer_pid, written_age_s
 from .context import Context
 from .market.book import Book
-from .market.exchange_clock import LARGEST_WALL_OFFSET_S
 from .market.feed import Feed
 from .market.freshness import FreshnessWatch
+from .market.thresholds import LARGEST_WALL_OFFSET_S
 from .output.restore import pause_s
-from .source import rates, transport
+from .source import rates
+from .source.certificates import check_certificates
 from .source.connection import Connection
-from .source.rest import PREMIUM_INDEX, TIME, RestClient, RestError
+from .source.faults import Cause, Kind
+from .source.lookup import Lookup
+from .source.rest_client import RestClient, RestError
+from .source.rest_poller import PREMIUM_INDEX, TIME
 
 # With the start and the end of the program it makes less than 20 s.
-_WITHIN_S, _CLOSE_WITHIN_S, _ROUND_S = 17.0, 1.0, 0.1
+_LIMIT_S, _CLOSE_LIMIT_S, _STEP_S = 17.0, 1.0, 0.1
 # The market comes in two messages.
 _COLLECT_S = 1.0
-# What has to fit where the state file is to be: more than today's market takes.
+# The state file has to fit where it is to be. This is more than today's market takes.
 _ROOM_BYTES = 1 << 20
-_OUR_SERVER, _ASK_WITHIN_S = b'"name":"binance-funding"', 2.0
-_STREAM_STEPS, _REST_STEPS = (*transport.STEPS, "handshake", "mark prices"), (*transport.STEPS, "REST")
+_OUR_SERVER, _SERVER_LIMIT_S, _SERVER_BYTES = b'"name":"binance-funding"', 2.0, 4096
+_WAY = ("DNS", "proxy", "TCP", "TLS")
+_STREAM_STEPS, _REST_STEPS = (*_WAY, "handshake", "mark prices"), (*_WAY, "REST")
+_STEP_OF_KIND = {Kind.DNS: "DNS", Kind.PROXY: "proxy", Kind.TCP: "TCP", Kind.TLS: "TLS"}
 
-# What to do about a failure: of the first line whose step and whose part of the words fit; "" fits all.
-_ADVICE = (
-    ("state file", "no longer writes it", "its log says why; restart it"),
-    ("state file", "", "mend that, run this as the daemon's user, or set STATE_FILE to another place"),
-    ("", "asked for a pause", "wait: asking earlier lengthens a ban, and the daemon goes on by itself"),
-    ("", "(HTTP 403)", "try another network or host: Binance's firewall blocks this IP"),
-    ("", "(HTTP 418)", "stop what else on this IP calls Binance, and wait: asking earlier lengthens the ban"),
-    ("", "(HTTP 429)", "let what else on this IP calls Binance do so less often; the daemon waits by itself"),
-    ("", "(HTTP 451)", "run it on a host in a country that Binance serves"),
-    ("", "(HTTP 5", "nothing to mend here: the fault is Binance's, and the daemon goes on trying"),
-    ("", "(HTTP ", "correct the address in {way.setting}"),
-    ("DNS", " proxy: ", "correct the name of the proxy in {way.proxy}, or unset the variable"),
-    (
-        "DNS",
-        "",
-        "see why `getent hosts {way.host}` fails (/etc/resolv.conf), set https_proxy, or correct {way.setting}",
-    ),
-    ("proxy", " 407 ", "name a user and a password that it accepts: {way.proxy}=http://USER:PASSWORD@HOST:PORT"),
-    ("proxy", "", "start that proxy, correct {way.proxy}, or unset the variable where Binance is reached without"),
-    ("TCP", "", "let this host through every firewall on the way, set https_proxy, or correct {way.setting}"),
-    ("TLS", "has expired", "compare `date -u` with the true time; if that is right, what answers is not Binance"),
-    ("TLS", "not valid for", "what answers is not Binance: look for a proxy on the way, or correct {way.setting}"),
-    ("TLS", "certificate", "what answers is not Binance; if it is a proxy of your own, name its CA in SSL_CERT_FILE"),
-    ("TLS", "", "what answers speaks no TLS: look for a firewall on the way, or correct {way.setting}"),
-    ("handshake", "", "look for a firewall or proxy on the way that passes no WebSocket, or correct {way.setting}"),
-    ("mark prices", "retired", "set BINANCE_WS_URLS={way.successor}"),
-    ("mark prices", "", "correct {way.setting}, whose default is known to bring them, or look for a filter on the way"),
-    ("lag", "", "look for a slow link, or a host short of processor time (`uptime`); REST stands in meanwhile"),
-    ("REST", "in time", "look for a slow link or a firewall on the way"),
-    ("REST", "", "what answers is not Binance: look for a proxy or login page on the way, or correct {way.setting}"),
-    ("clock", "agrees with nothing", "try again, and compare `date -u` with the true time"),
-    ("clock", "", "set it, and keep it right by NTP: `timedatectl set-ntp true`"),
-    ("HTTP port", "in use", "see with `ss -ltnp` what listens there, and end it, or choose another API_PORT"),
-    ("HTTP port", "", "set API_HOST to an address of this host, and API_PORT to 1024 or more"),
-)
+_ADVICE = {
+    "state file": "restart a daemon that hangs; else correct that, run this as the daemon's user, "
+    "or set STATE_FILE to another place",
+    "DNS": "see why `getent hosts {host}` fails (/etc/resolv.conf), or correct {setting}",
+    "proxy": "start that proxy, correct {variable} (http://USER:PASSWORD@HOST:PORT), or unset the variable",
+    "TCP": "let this host through every firewall on the way, name a proxy in https_proxy, or correct {setting}",
+    "TLS": "compare `date -u` with the true time, look for a proxy on the way, whose CA belongs into SSL_CERT_FILE, "
+    "or correct {setting}",
+    "handshake": "wait if Binance asks for it; else look for a firewall or proxy on the way, or correct {setting}",
+    "mark prices": "correct {setting}, whose default is known to bring them, or look for a filter on the way",
+    "lag": "look for a slow link, or a host short of processor time (`uptime`). The daemon uses REST meanwhile",
+    "REST": "wait if Binance asks for it; else look for a firewall, proxy or login page on the way, "
+    "or correct {setting}",
+    "clock": "compare `date -u` with the true time, and keep it right by NTP: `timedatectl set-ntp true`",
+    "HTTP port": "see with `ss -ltnp` what listens there, and set API_HOST to an address of this host, "
+    "and API_PORT to a free port above 1023",
+}
 
 
 def check_host(settings: Settings) -> int:
-    """Check this host and print the lines; return 0, or 1 where a step failed. Blocks for 20 s at most.
+    """Check this host and print the lines; return 0, or 1 if a step failed. Blocks for 20 s at most.
 
     Raises SettingsError, before anything is tried.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         return _HostCheck(settings).run()
-    except BrokenPipeError:  # whoever read the lines has left; what is still buffered must not fail again at the end
+    except BrokenPipeError:  # the reader of the lines has left; flushing the rest at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-@dataclass
-class _Way:
-    """The way to one address of Binance, and how far it leads. A thread of its own writes it."""
+class EndpointCheck:
+    """How far the way to one address of Binance leads. A thread of its own writes it."""
 
-    url: str
-    setting: str
-    steps: tuple[str, ...]
-    pause_left_s: float
-    """For how long Binance still asks not to be asked there."""
-    done: dict[str, str] = field(default_factory=dict)
-    """The steps that succeeded, with what is to be said of them."""
-    failure: str = f"no answer within {_WITHIN_S:.0f} s"
-    """Why the next one did not."""
-    connection: Connection | None = None
-
-    def __post_init__(self) -> None:
-        parts, proxy = urlsplit(self.url), transport.proxy_for(self.url)
-        self.host, self.target = parts.hostname, parts.netloc
-        self.proxy, self.hop = (proxy.variable, transport.join(proxy.host, proxy.port)) if proxy else ("", self.target)
+    def __init__(self, url: str, setting: str, steps: tuple[str, ...], pause_left_s: float) -> None:
+        parts = urlsplit(url)
+        self.url = url
+        self.setting = setting
+        self.steps = steps
+        self.pause_left_s = pause_left_s
+        """For how long Binance still asks not to be asked there."""
+        self.source: Connection | RestClient | None = None
+        """The part of the daemon that tries the way, None until it begins."""
+        self.results: dict[str, str] = {}
+        """What is to be said of the steps after TLS that succeeded."""
+        self.cause: Cause | None = None
+        """Why the next step failed, None while that is not known."""
         is_retired = parts.path == "/stream" or parts.path.startswith("/ws")
         self.successor = parts._replace(path=f"/market{parts.path}").geturl() if is_retired else ""
-        """What replaced it, where it is a retired address. Source: Binance's change log of 2026-03-06."""
+        """The address that replaced it, if it is a retired one. Source: Binance's change log of 2026-03-06."""
+        self._host, self._target, self._is_secure = parts.hostname or "", parts.netloc, parts.scheme in ("wss", "https")
 
-    def connect(self, url: str, deadline: Deadline) -> socket.socket:
-        """Connect as the daemon does, noting the steps."""
-        return transport.connect(url, deadline, self.done.__setitem__)
-
-    def fail(self, cause: str, wait_s: float = 0.0) -> None:
-        """Note why the next step does not succeed, and for how long Binance asks to wait."""
-        self.failure = f"{cause}, and asks for a pause of {wait_s:.0f} s" if wait_s else cause
+    @property
+    def _lookup(self) -> Lookup | None:
+        return self.source.lookup if self.source else None
 
     def failed_step(self) -> str:
-        """Name the step that has not succeeded, "" where all have."""
-        if self.pause_left_s:
-            return self.steps[len(transport.STEPS)]
-        return next((step for step in self.steps if step not in self.done), "")
+        """Name the step that failed or hangs, "" if all succeeded."""
+        undone = next((step for step in self.steps[len(_WAY) :] if step not in self.results), "")
+        if not undone or self.results or self.pause_left_s:
+            return undone
+        if self.cause is not None:
+            return _STEP_OF_KIND.get(self.cause.kind, undone)
+        return "DNS" if self._lookup and self._lookup.ended_s is None else undone
 
-    def words(self) -> str:
-        """Say why it has not."""
-        step, cause = self.failed_step(), self.failure
+    def failure(self) -> str:
+        """Say why that step failed."""
+        subject = self._target if self.failed_step() in _WAY else self.url
         if self.pause_left_s:
-            cause = f"not asked, since Binance asked for a pause; {self.pause_left_s:.0f} s of it are left"
-        for prefix in ("no connection: ", f"{step}: ", f"{step} refused: "):
-            cause = cause.removeprefix(prefix)
-        subject = self.hop if step in ("DNS", "proxy") else self.target if step in transport.STEPS else self.url
-        return f"{subject}: {cause}"
+            return f"{subject}: not asked, since Binance asked for a pause; {self.pause_left_s:.0f} s of it are left"
+        if self.cause is None:
+            return f"{subject}: no answer within {_LIMIT_S:.0f} s"
+        words = self.cause.detail if self.cause.kind in _STEP_OF_KIND else str(self.cause)
+        pause = f", and asks for a pause of {self.cause.wait_s:.0f} s" if self.cause.wait_s else ""
+        return f"{subject}: {words}{pause}"
+
+    def successes(self) -> dict[str, str]:
+        """Say of each step before that one what is known, in their order."""
+        lookup = self._lookup
+        if lookup is None:
+            return {}
+        trusted = "has a certificate that is trusted" if self._is_secure else "is not asked for TLS"
+        results = {
+            "DNS": f"{lookup.host} is {', '.join(lookup.addresses)}",
+            "proxy": f"{lookup.variable or 'none'} is used for {self._host}",
+            "TCP": f"{self._target} accepts connections",
+            "TLS": f"{self._target} {trusted}",
+            **self.results,
+        }
+        return dict(itertools.takewhile(lambda result: result[0] != self.failed_step(), results.items()))
+
+    def advice(self) -> str:
+        """Say what to do about the step that failed."""
+        lookup = self._lookup
+        host, variable = (lookup.host, lookup.variable) if lookup else (self._host, "the proxy variable")
+        return _ADVICE[self.failed_step()].format(setting=self.setting, host=host, variable=variable)
 
 
 class _HostCheck:
     """One check of this host. For the main thread; what begins with `_try` has threads of its own."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings, self._context, self._threads = settings, Context(settings), Threads()
-        self._clock, self._exchange_clock = self._context.clock, self._context.exchange_clock
-        self._port = "the name in API_HOST is not resolved", True
+        self._settings = settings
+        self._context = Context(settings)
+        self._threads = Threads()
+        self._clock = self._context.clock
+        self._exchange_clock = self._context.exchange_clock
+        self._port, self._has_port_failed = "the name in API_HOST is not resolved", True
         self._printed: set[str] = set()
 
     def run(self) -> int:
         """Take every step and print the lines in their order; return the exit status. Raises SettingsError."""
-        deadline, settings = Deadline(_WITHIN_S), self._settings
-        transport.check([*settings.binance_ws_urls, settings.binance_rest_url])
+        deadline, settings = Deadline(_LIMIT_S), self._settings
+        check_certificates()
         given = [f"{name}={text} ({place})" for name, (place, text) in sources().items()]
         self._say("settings", ", ".join([*given, "all others at their defaults" if given else "all at their defaults"]))
         status, file_now_s = self._report_state_file()
         stream_pause_s, rest_pause_s = pause_s(status, file_now_s), pause_s(status["rest"], file_now_s)
-        streams = [_Way(url, "BINANCE_WS_URLS", _STREAM_STEPS, stream_pause_s) for url in settings.binance_ws_urls]
-        rest = _Way(settings.binance_rest_url, "BINANCE_REST_URL", _REST_STEPS, rest_pause_s)
-        for way in (*streams, rest):
-            if not way.pause_left_s:
-                work = self._try_rest if way is rest else self._try_stream
-                self._threads.start(way.setting, functools.partial(work, way))
+        urls = settings.binance_ws_urls
+        streams = [EndpointCheck(url, "BINANCE_WS_URLS", _STREAM_STEPS, stream_pause_s) for url in urls]
+        rest = EndpointCheck(settings.binance_rest_url, "BINANCE_REST_URL", _REST_STEPS, rest_pause_s)
+        for endpoint in (*streams, rest):
+            if not endpoint.pause_left_s:
+                work = self._try_rest if endpoint is rest else self._try_stream
+                self._threads.start(endpoint.setting, functools.partial(work, endpoint))
         self._threads.start("port", self._try_port)
         self._threads.join(deadline.remaining_s())
         self._report([*streams, rest], _STREAM_STEPS)
         self._report_lag(streams)
         self._report([rest], ["REST"])
         self._report_clock(rest)
-        self._say("HTTP port", *self._port)
-        self._threads.join(_CLOSE_WITHIN_S)  # the connections say goodbye
+        self._say("HTTP port", self._port, self._has_port_failed)
+        self._threads.join(_CLOSE_LIMIT_S)  # the connections send their close frames
         return self._threads.exit_status() or int(any(line.startswith("FAIL") for line in self._printed))
 
-    def _say(self, step: str, words: str, failed: bool = False, way: _Way | None = None) -> None:
-        """Print a line, once: addresses may share a host. What is quoted may be anything, and makes no second line."""
-        advice = next(advice for of, part, advice in _ADVICE if of in ("", step) and part in words) if failed else ""
-        text = f"FAIL {step}: {words}; {advice.format(way=way)}" if failed else f"ok   {step}: {words}"
+    def _say(self, step: str, words: str, failed: bool = False, advice: str = "") -> None:
+        """Print a line, once, since addresses may share a host. Text from outside is made printable."""
+        text = f"FAIL {step}: {words}; {advice or _ADVICE[step]}" if failed else f"ok   {step}: {words}"
         line = "".join(c if " " <= c <= "~" else "?" for c in text)
         if line not in self._printed:
             self._printed.add(line)
             print(line, flush=True)
 
-    def _report(self, ways: Sequence[_Way], steps: Sequence[str]) -> None:
-        has_prices = any("mark prices" in way.done for way in ways)
-        for step, way in itertools.product(steps, ways):
-            if step in way.done:
-                self._say(step, way.done[step])
-            elif step == way.failed_step():
-                # Beside one that brings mark prices, a retired address is no fault.
-                is_fault = not (has_prices and way.successor)
-                self._say(step, way.words() if is_fault else f"{way.words()}; another one does", is_fault, way)
+    def _report(self, endpoints: Sequence[EndpointCheck], steps: Sequence[str]) -> None:
+        has_prices = any("mark prices" in endpoint.results for endpoint in endpoints)
+        for step, endpoint in itertools.product(steps, endpoints):
+            if step in (successes := endpoint.successes()):
+                self._say(step, successes[step])
+            elif step == endpoint.failed_step():
+                # Beside an address that brings mark prices, a retired one is no fault.
+                is_fault = not (has_prices and endpoint.successor)
+                words = endpoint.failure() if is_fault else f"{endpoint.failure()}; another one does"
+                self._say(step, words, is_fault, endpoint.advice())
 
     def _report_state_file(self) -> tuple[dict[str, Any], float]:
         """Return the file's `connection_status`, and the present by the clock of its times."""
@@ -217,59 +229,64 @@ class _HostCheck:
         self._say("state file", words, failed)
         return state["connection_status"], state["updated_at"] + age_s
 
-    def _report_lag(self, streams: Sequence[_Way]) -> None:
-        lags_s = [way.connection.lag_s() or 0.0 for way in streams if way.connection and "mark prices" in way.done]
+    def _report_lag(self, streams: Sequence[EndpointCheck]) -> None:
+        sources = [endpoint.source for endpoint in streams if "mark prices" in endpoint.results]
+        lags_s = [source.lag_s() or 0.0 for source in sources if isinstance(source, Connection)]
         if lags_s and self._exchange_clock.offset_s is not None:
             words = f"mark prices are {min(lags_s):.1f} s old by Binance's clock when they come"
             self._say("lag", words, min(lags_s) > self._context.current_s)
 
-    def _report_clock(self, rest: _Way) -> None:
+    def _report_clock(self, rest: EndpointCheck) -> None:
         offset_s = self._exchange_clock.wall_offset_s()
         if offset_s is not None:
             words = f"this host's clock is {abs(offset_s):.2f} s {'behind' if offset_s > 0 else 'ahead of'} Binance's"
             self._say("clock", words, abs(offset_s) > LARGEST_WALL_OFFSET_S)
-        elif "REST" in rest.done:
+        elif "REST" in rest.results:
             self._say("clock", "the time that Binance names came too late, or agrees with nothing else", True)
 
-    def _try_stream(self, way: _Way) -> None:
+    def _try_stream(self, endpoint: EndpointCheck) -> None:
         book, changed, silence_s = Book(self._context), threading.Event(), self._context.current_s
         feed = Feed(self._context, FreshnessWatch(self._context, book, str))
-        connection = Connection(self._context, 1, way.url, feed.take, changed.set, connect=way.connect)
-        way.connection = connection
+        connection = Connection(self._context, 1, endpoint.url, feed.take, changed.set)
+        endpoint.source = connection
         self._threads.start("connection", connection.run)
-        while not changed.wait(_ROUND_S):
+        while not changed.wait(_STEP_S):
             if connection.opened_s is not None and self._clock.steady_s() > connection.opened_s + silence_s:
                 break
         if connection.opened_s is not None:
-            way.done["handshake"] = f"{way.url} opened after {connection.opened_s - connection.started_s:.2f} s"
+            after_s = connection.opened_s - connection.started_s
+            endpoint.results["handshake"] = f"{endpoint.url} opened after {after_s:.2f} s"
             came = "only messages without a mark price came" if feed.messages else f"nothing came for {silence_s:g} s"
-            retired = "; this address was retired on 2026-04-23: it opens, but brings nothing" if way.successor else ""
-            way.fail(came + retired)
+            retired = (
+                f"; this address was retired on 2026-04-23: use {endpoint.successor}" if endpoint.successor else ""
+            )
+            endpoint.cause = Cause(Kind.SILENT, came + retired)
         if connection.first_data_s is not None:
             changed.clear()
             changed.wait(_COLLECT_S)
-            after_s = connection.first_data_s - connection.started_s
-            way.done["mark prices"] = f"{len(book.rates())} symbols, the first after {after_s:.2f} s, from {way.url}"
+            first_s = connection.first_data_s - connection.started_s
+            symbols = f"{len(book.rates())} symbols, the first after {first_s:.2f} s"
+            endpoint.results["mark prices"] = f"{symbols}, from {endpoint.url}"
         elif connection.ending:
-            way.fail(connection.ending.cause, connection.ending.wait_s)
+            endpoint.cause = connection.ending
         connection.close()
 
-    def _try_rest(self, way: _Way) -> None:
-        timeout_s = min(self._settings.rest_timeout_seconds, _WITHIN_S / 2)
-        client = RestClient(way.url, timeout_s, self._clock, connect=way.connect)
+    def _try_rest(self, endpoint: EndpointCheck) -> None:
+        timeout_s = min(self._settings.rest_timeout_seconds, _LIMIT_S / 2)
+        client = endpoint.source = RestClient(endpoint.url, timeout_s, self._clock)
         try:
             body, received_s = client.get(PREMIUM_INDEX), self._clock.steady_s()
             decoded = rates.decode_premium_index(body, received_s)
-            self._exchange_clock.note_events(rates.REST, decoded.median_event_time_ms, received_s)
+            self._exchange_clock.judge(decoded.median_event_time_ms, received_s)
             asked_s = self._clock.steady_s()
             server_time_s = rates.decode_server_time(client.get(TIME))
             self._exchange_clock.note_answer(server_time_s, asked_s, self._clock.steady_s())
             used = f"weight used by this IP in this minute: {client.used_weight or 'unknown'} of 2400"
-            way.done["REST"] = f"{len(decoded.rates)} symbols from {way.url}; {used}"
+            endpoint.results["REST"] = f"{len(decoded.rates)} symbols from {endpoint.url}; {used}"
         except RestError as error:
-            way.fail(str(error), error.wait_s)
+            endpoint.cause = error.cause
         except rates.MalformedMessage as fault:
-            way.fail(str(fault))
+            endpoint.cause = Cause(Kind.MALFORMED, str(fault))
         client.close()
 
     def _try_port(self) -> None:
@@ -282,18 +299,26 @@ class _HostCheck:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.bind(address)
         except OSError as error:
-            words, failed = f"cannot be had: {(error.strerror or str(error)).lower()}", True
-            if error.errno == errno.EADDRINUSE and self._is_ours((host, port)):
+            words, failed = f"cannot be used: {(error.strerror or str(error)).lower()}", True
+            if error.errno == errno.EADDRINUSE and _is_our_server(_join(host, port)):
                 words, failed = "is answered by our own server already", False
-        self._port = f"{transport.join(host, port)} {words}", failed
+        self._port, self._has_port_failed = f"{_join(host, port)} {words}", failed
 
-    def _is_ours(self, at: tuple[str, int]) -> bool:
-        """Ask whoever listens there what it is, without any proxy."""
-        url, within_s = f"http://{transport.join(*at)}", _ASK_WITHIN_S
-        client = RestClient(url, within_s, self._clock, connect=lambda *_: socket.create_connection(at, within_s))
+
+def _is_before(step: str, failed: str, steps: tuple[str, ...]) -> bool:
+    return not failed or steps.index(step) < steps.index(failed)
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_our_server(address: str) -> bool:
+    """Ask the program that listens there what it is, without any proxy."""
+    with requests.Session() as session:
+        session.trust_env = False
         try:
-            return _OUR_SERVER in client.get("/")
-        except RestError:  # it is somebody, but none of ours
+            with session.get(f"http://{address}/", timeout=_SERVER_LIMIT_S, stream=True) as response:
+                return _OUR_SERVER in next(response.iter_content(_SERVER_BYTES), b"")
+        except requests.RequestException:  # another program
             return False
-        finally:
-            client.close()

@@ -7,9 +7,8 @@ from ..log import EventLogger, LogThrottle
 from ..settings import Settings
 from .market.comparison import Comparison
 from .market.exchange_clock import ExchangeClock
-from .market.last_day import History
-
-_LONGEST_CURRENT_S = 8.0
+from .market.last_day import LastDay
+from .market.thresholds import CURRENT_S
 
 
 @dataclass
@@ -21,11 +20,11 @@ class Context:
 
     def __post_init__(self) -> None:
         self.exchange_clock = ExchangeClock(self.clock)
-        self.history = History()
+        self.last_day = LastDay()
         self.throttle = LogThrottle(EventLogger("binance_funding.daemon"), self.clock.steady_s)
         self.comparison = Comparison(self.throttle)
 
     @property
     def current_s(self) -> float:
         """Age up to which a row of the stream is current, in seconds: beyond it, REST is asked in its stead."""
-        return min(_LONGEST_CURRENT_S, self.settings.silence_seconds)
+        return min(CURRENT_S, self.settings.silence_seconds)

@@ -3,88 +3,100 @@
 import functools
 import gc
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from .. import __version__, process, service
 from ..clock import Clock, Moment
-from ..log import EventLogger
+from ..log import EventLogger, printable
 from ..schema import STATUS, declared
 from ..settings import Settings, SettingsError
 from ..state_file import AlreadyRunning, StateFile, why_not
 from .context import Context
-from .market.book import MOST_SYMBOLS, Book
-from .market.exchange_clock import LARGEST_WALL_OFFSET_S
+from .market.book import Book
 from .market.feed import Feed
 from .market.freshness import Freshness, FreshnessWatch
+from .market.thresholds import LARGEST_WALL_OFFSET_S
 from .output.publisher import Annotations, Publisher
 from .output.restore import restore
-from .source import transport
+from .source.certificates import check_certificates
 from .source.connection import Connection
 from .source.pool import StreamPool
-from .source.rest import RestClient, RestPoller
+from .source.rest_client import RestClient
+from .source.rest_poller import RestPoller
 
 _log = EventLogger("binance_funding.daemon")
 
-# What a thread may take for one round before the watchdog is no longer fed. REST may wait for a name server and for
-# every address of the host.
+# If one round of a thread takes longer, the watchdog is no longer fed. REST may wait for a name server and for every
+# address of the host.
 _STUCK_AFTER_S, _REST_STUCK_AFTER_S = 10.0, 180.0
 _ROUND_S = 1.0
-# A round that took so much longer was held up (SIGSTOP, suspend), and so were the threads.
+# If a round of the main thread took this much longer than planned, the host was paused (SIGSTOP, suspend), and so were
+# the other threads. They get their whole time again, and the pause was not watched.
 _HELD_UP_S = 3.0
 _STOP_WITHIN_S = 1.6
 _PRUNE_EVERY_S = 60.0
-# The age in the status line goes up in steps of this: between two ticks it says the same.
+# The age in the status line is rounded down to this step, so the line does not change between two ticks.
 _STATUS_AGE_STEP_S = 5
-# A tick brings thousands of records that live on, and no cycles: looking for some after every 700 is work in vain.
+# A tick brings thousands of records and no cycles, so the default of a collection every 700 objects is wasted work.
 GARBAGE_THRESHOLD = 400_000
 
 
 def check(settings: Settings) -> None:
     """Check what only this host can tell. Raises SettingsError."""
-    transport.check([*settings.binance_ws_urls, settings.binance_rest_url])
+    check_certificates()
     if why := why_not(settings.state_file):
         raise SettingsError(f"STATE_FILE={settings.state_file} is not allowed: {why}")
 
 
-@dataclass
 class Daemon:
-    """All parts, joined. Tests put in what stands for the outside."""
+    """All parts of the daemon, connected. Tests replace what reaches the outside."""
 
-    settings: Settings
-    clock: Clock = field(default_factory=Clock)
-    _: KW_ONLY
-    threads: service.Threads = field(default_factory=service.Threads)
-    open_connection: Callable[..., Connection] = Connection
-    rest_client: RestClient | None = None
-    notify: Callable[[str], bool] = service.notify
-
-    def __post_init__(self) -> None:
-        """Build the parts, start nothing."""
-        settings, clock = self.settings, self.clock
-        self._context = context = Context(settings, clock)
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock | None = None,
+        *,
+        threads: service.Threads | None = None,
+        open_connection: Callable[..., Connection] = Connection,
+        rest_client: RestClient | None = None,
+        notify: Callable[[str], bool] = service.notify,
+    ) -> None:
+        """Build the parts; start nothing."""
+        self.settings = settings
+        self.clock = clock or Clock()
+        self.threads = threads or service.Threads()
+        self.notify = notify
+        self._context = context = Context(settings, self.clock)
         self._throttle = context.throttle
         self._stop = threading.Event()  # for the other threads; a signal handler must not touch it
-        self._started_s = self._watched_s = self._pruned_s = self._resumed_s = clock.steady_s()
-        self._status, self._from_rest, self._is_writer = "", 0, False
+        self._started_s = self.clock.steady_s()
+        self._watched_s = self._started_s  # the last round of the main thread
+        self._pruned_s = self._started_s
+        self._resumed_s = self._started_s  # when the host was last found to have been paused
+        self._status = ""  # the last status line that systemd got
+        self._from_rest = 0  # the number of symbols from REST that was logged last
+        self._is_writer = False
+        self._usage: dict[str, float | None] = {}
+        self._usage_s = -math.inf
 
-        client = self.rest_client or RestClient(settings.binance_rest_url, settings.rest_timeout_seconds, clock)
+        client = rest_client or RestClient(settings.binance_rest_url, settings.rest_timeout_seconds, self.clock)
         self._file = StateFile(settings.state_file)
         self._book = Book(context)
         self._freshness = FreshnessWatch(context, self._book, self._trouble)
         self._feed = Feed(context, self._freshness)
-        self._stream = StreamPool(context, self._feed, self.threads.start, open_connection=self.open_connection)
+        self._stream = StreamPool(context, self._feed, self.threads.start, open_connection=open_connection)
         self._rest = RestPoller(context, client, self._feed, lambda: len(self._stream.live()))
         self._publisher = Publisher(context, self._file, self._book, self._annotations, self._describe)
+        # Each part has a thread: its name, and the longest time that one round of it may take.
         self._parts = (
             ("publisher", self._publisher, _STUCK_AFTER_S + settings.heartbeat_seconds),
             ("stream", self._stream, _STUCK_AFTER_S),
             ("rest", self._rest, _REST_STUCK_AFTER_S + settings.rest_timeout_seconds),
         )
-        """Each with a thread of its own; its name, and what it may take for one round."""
 
     def run(self) -> int:
         """Run until a stop is requested or a thread dies; return the exit status."""
@@ -100,7 +112,7 @@ class Daemon:
         return self._end()
 
     def _take_file(self) -> None:
-        """Become the file's writer, take over what it holds, and write it. May be called again where that failed."""
+        """Become the file's writer, restore its content, and write it. May be called again after a failure."""
         if not self._is_writer:
             self._file.lock()
             self._is_writer = True
@@ -114,7 +126,7 @@ class Daemon:
         return f"STATE_FILE={self.settings.state_file} cannot be written: {words}", service.EX_CANTCREAT
 
     def _watch(self) -> None:
-        """Go round until the stop: measure freshness, keep STATUS current, feed the watchdog while all moves."""
+        """Until the stop: measure freshness, keep STATUS current, and feed the watchdog while all threads progress."""
         watchdog_s = service.watchdog_interval_s()
         round_s = min(_ROUND_S, watchdog_s or _ROUND_S)
         while not self.threads.stop_request.wait(round_s):
@@ -123,7 +135,7 @@ class Daemon:
             if passed_s > round_s + _HELD_UP_S:
                 self._resumed_s = now.steady_s
             else:
-                self._context.history.count(now.wall_s, observed=passed_s)
+                self._context.last_day.count(now.wall_s, observed=passed_s)
             freshness = self._freshness.observe()
             self._warn_of_clock()
             self._log_from_rest(freshness)
@@ -134,9 +146,7 @@ class Daemon:
 
     def _prune(self, now_s: float) -> None:
         self._book.prune_delisted(now_s)
-        if self._book.is_full():
-            self._throttle.warn("too many symbols", level=logging.ERROR, most=MOST_SYMBOLS, next="new ones left out")
-        gc.collect()  # what ended connections leave behind goes round in circles, and there may be many
+        gc.collect()  # connections that have ended leave reference cycles behind
 
     def _report_to_systemd(self, freshness: Freshness, now_s: float, *, has_watchdog: bool) -> None:
         stuck = [name for name, part, limit_s in self._parts if now_s - max(part.progress_s, self._resumed_s) > limit_s]
@@ -145,13 +155,13 @@ class Daemon:
             self._throttle.warn("stuck", cause, logging.ERROR, next="watchdog" if has_watchdog else "restart it")
         else:
             self._throttle.resolve("stuck", log_as="moving again")
-            # READY again, since the first may not have been heard either.
+            # READY is repeated, because the first one may have been lost as well.
             if has_watchdog and not self.notify("READY=1\nWATCHDOG=1"):
                 self._throttle.warn("systemd not reached", "its notification socket takes nothing", next="tried again")
             else:
                 self._throttle.resolve("systemd not reached", log_as="systemd reached again")
-        # What Binance says ends up in it, and a line of its own would be an order to systemd.
-        status = "".join(c if c.isprintable() else " " for c in self._status_line(freshness, now_s))
+        # A newline in a text of Binance would start another sd_notify assignment.
+        status = printable(self._status_line(freshness, now_s))
         if status != self._status:
             self._status = status
             self.notify(f"STATUS={status}")
@@ -175,7 +185,7 @@ class Daemon:
             self._throttle.resolve("clock", log_as="clock right again")
 
     def _log_from_rest(self, freshness: Freshness) -> None:
-        """Log when a part of the market lives on REST although the stream is there, and when it no longer does."""
+        """Log when some symbols begin to come from REST although the stream is live, and when that ends."""
         if freshness.from_rest == self._from_rest or not self._stream.live():
             return
         self._from_rest = freshness.from_rest
@@ -208,7 +218,7 @@ class Daemon:
             "symbols_halted": freshness.halted,
             "market_served_time": now.wall_at(freshness.served_s),
             "clock_offset_seconds": None if offset_s is None else round(offset_s, 3),
-            # By the boot clock: a wall clock that was set does not change for how long the daemon has run.
+            # Counted on the boot clock: setting the wall clock does not change how long the daemon has run.
             "daemon_start_time": now.wall_at(self._started_s),
             "gaps_ended": self._freshness.gaps_ended,
             "gap_seconds": self._freshness.gap_seconds,
@@ -216,9 +226,15 @@ class Daemon:
         return {
             "connection_status": {**declared(STATUS, status), "rest": self._rest.status()},
             "comparison": self._context.comparison.state,
-            "process": process.usage(),
-            **self._context.history.to_json(now.wall_s),
+            "process": self._process_usage(now.steady_s),
+            **self._context.last_day.to_json(now.wall_s),
         }
+
+    def _process_usage(self, now_s: float) -> dict[str, float | None]:
+        """Return what this process uses as of the last heartbeat. Measuring it at every write costs too much."""
+        if now_s - self._usage_s >= self.settings.heartbeat_seconds:
+            self._usage, self._usage_s = process.usage(), now_s
+        return self._usage
 
     def _end(self) -> int:
         """Stop all threads, write the last state, return the exit status."""
@@ -235,5 +251,6 @@ class Daemon:
         if unfinished:
             _log.info("still waiting at the end", threads=",".join(unfinished))
         if "publisher" not in unfinished and not self.threads.crashed:
-            self._publisher.write_or_log()  # what the others counted while they ended
+            self._freshness.observe()
+            self._publisher.write_or_log()  # the threads may have counted something while they ended
         return self.threads.exit_status()

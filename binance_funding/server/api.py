@@ -1,302 +1,263 @@
-"""What the HTTP server answers, from what the state file holds.
+"""What the HTTP server answers: the endpoints, and the answer of each from the state file.
 
-Ages are computed anew for every request, at most a tenth of a second late; everything else once per change of the file.
+Ages are computed for every request. Everything else is made once for each change of the file, when it is first needed.
 """
 
-import functools
-import gzip
-import hashlib
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .. import __version__, process
-from ..clock import Clock, Moment
-from ..schema import STATUS
+from ..clock import Clock
 from ..settings import Settings
-from ..state_file import EMPTY
-from . import metrics, page
+from ..state_file import EMPTY, written_age_s
+from . import metrics, page, parameters
+from .content import Content
+from .health import UNHEALTHY, Verdict, health, judge
 from .http.message import Request, Response, error_response
 from .http.meter import OTHER, Meter
-from .listing import Listing, dump
-from .parameters import InvalidParameter, Parameters, read_parameters
+from .listing import Listed, Listing, Selection, dump, upper
+from .parameters import InvalidParameter
 from .push import Push
 from .report import report
+from .representation import Body, accepts, accepts_gzip, conditional
 from .state_reader import StateReader
-from .view import View, upper
 
 _JSON = ("Content-Type", "application/json; charset=utf-8")
 _NO_STORE = ("Cache-Control", "no-store")
-# A proxy in front carries the load of many clients: it asks once a second.
+# A proxy in front carries the load of many clients, because it asks only once a second.
 _CACHEABLE = ("Cache-Control", "max-age=1")
 _VARY_ENCODING = ("Vary", "Accept-Encoding")
-# nginx would collect events before it passes them on; this tells it not to.
+# X-Accel-Buffering keeps nginx from collecting events before it passes them on.
 _EVENT_STREAM = (("Content-Type", "text/event-stream; charset=utf-8"), _NO_STORE, ("X-Accel-Buffering", "no"))
-_RETRY_AFTER_S = 5
-_TICKS_PER_S = 10
-# Compression beyond this level costs more milliseconds than it saves on a local network.
-_GZIP_LEVEL = 1
+_RETRY_AFTER = ("Retry-After", "5")
+_VERSIONS_PER_S = 10
+_PAGE = Body(page.CONTENT)
+
+
+class Call(NamedTuple):
+    """A request to an endpoint, with its decoded parameters."""
+
+    request: Request
+    given: parameters.Given
+    file_age_s: float
+    """The age of the state file at this moment."""
+    limit_s: float
+    """The age beyond which data is stale for this request: STALE_SECONDS, or the reader's own limit if it is less."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A path that is served."""
+
+    answer: Callable[[Call], Response]
+    """May raise InvalidParameter, which becomes 400."""
+    parameters: tuple[str, ...] = ()
+    """The parameters that a request may have; any other is 400."""
+    needs_file: bool = True
+    """Whether the answer is 503 while there is no usable state file."""
+
 
 _SYMBOL = "/funding/{symbol}"
-_ENDPOINTS = {
+# Other exchanges write BTC/USDT, and ccxt BTC/USDT:USDT. The path is decoded, so %2F in a name is a slash too.
+_SYMBOL_PATH = re.compile("/funding/[^/]+(/USD[^/]*)?", re.IGNORECASE)
+_HEALTH = "/funding/health"
+ALIASES = {"/health": _HEALTH, "/healthz": _HEALTH}
+"""Other paths of endpoints."""
+_EXAMPLES = {
     "/funding": "every symbol",
     _SYMBOL: "one symbol, e.g. /funding/BTCUSDT",
     "/funding/batch?symbols=BTCUSDT,ETHUSDT": "several symbols",
-    "/funding/batch?sort=-annualizedFundingRate&limit=20": "those that pay most",
-    "/funding/stream?symbols=BTCUSDT,ETHUSDT": "several symbols or all, pushed when they change (server-sent events)",
-    "/funding/health": "is the data fresh, and where does it come from",
+    "/funding/batch?sort=-annualizedFundingRate&limit=20": "the symbols with the highest rates",
+    "/funding/stream?symbols=BTCUSDT,ETHUSDT": "some symbols or all, pushed when they change (server-sent events)",
+    _HEALTH: "whether the data is fresh, and where it comes from",
     "/funding/report": "the last 24 hours: disconnections, data age, comparison with REST, gaps",
     "/metrics": "Prometheus text format",
 }
-_PARAMETERS = {"/funding/batch": ("symbols", "sort", "limit"), "/funding/stream": ("symbols",)}
-# What is answered where there is no usable file, too.
-_WITHOUT_FILE = ("/", "/funding/batch", "/funding/health", "/funding/stream")
-
-
-def _camel_case(name: str) -> str:
-    first, *others = name.split("_")
-    return first + "".join(map(str.capitalize, others))
-
-
-_HEALTH_OF_STATUS = {_camel_case(one.name): one.name for one in STATUS if one.in_health}
-
-
-class _Body:
-    """A large body: compressed and named when first asked for."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-
-    @functools.cached_property
-    def _compressed(self) -> bytes:
-        return gzip.compress(self.content, _GZIP_LEVEL, mtime=0)
-
-    @functools.cached_property
-    def tag(self) -> str:
-        return hashlib.blake2b(self.content, digest_size=12).hexdigest()
-
-    def as_accepted(self, request: Request) -> tuple[bytes, tuple[tuple[str, str], ...]]:
-        """Return the body as the client accepts it, and the header that says so."""
-        if _accepts(request.headers.get("accept-encoding", ""), "gzip", "x-gzip", "*"):
-            return self._compressed, (("Content-Encoding", "gzip"),)
-        return self.content, ()
-
-
-_PAGE = _Body(page.CONTENT)
-
-
-class _Call(NamedTuple):
-    """A request, what it asks for, and what is known at this moment."""
-
-    request: Request
-    asked: Parameters
-    view: View
-    now: Moment
-
-
-_Route = Callable[[_Call], Response]
 
 
 class Api:
     """Answers requests from the state file. For the one thread of the HTTP server."""
 
     def __init__(self, reader: StateReader, settings: Settings, clock: Clock) -> None:
+        """Read nothing yet: `version` does."""
         self._reader = reader
         self._settings = settings
         self._clock = clock
-        self._view = View(EMPTY, settings, clock.boot_id)
-        self._viewed_version = 0
+        self._content = Content(EMPTY, settings.stale_seconds)
+        self._content_version = 0
+        """The version of the reader from which the content was made."""
         self._listing = Listing()
         self._push = Push(self._listing, self._refresh_push, clock.steady_s)
         self._pushed_version: Hashable = None
-        self._bodies: dict[str, tuple[int, _Body]] = {}
-        self._routes: dict[str, _Route] = {
-            "/": self._root,
-            "/funding": self._all,
-            "/funding/batch": self._batch,
-            "/funding/stream": self._stream,
-            "/funding/health": self._health,
-            "/funding/report": self._report,
-            "/metrics": self._metrics,
-            _SYMBOL: self._symbol,
+        self._list: tuple[int, Body] = 0, Body(b"")
+        """The edition of the listing, and the body of /funding made from it."""
+        self._file_metrics: tuple[int, Body] = 0, Body(b"")
+        """The version of the content, and the metrics of the file made from it."""
+        self.endpoints = {
+            "/": Endpoint(self._root, needs_file=False),
+            "/funding": Endpoint(self._all, ("maxAge",)),
+            _SYMBOL: Endpoint(self._symbol, ("maxAge",)),
+            "/funding/batch": Endpoint(self._batch, ("symbols", "sort", "limit", "maxAge"), needs_file=False),
+            "/funding/stream": Endpoint(self._stream, ("symbols",), needs_file=False),
+            _HEALTH: Endpoint(self._health, ("maxAge",), needs_file=False),
+            "/funding/report": Endpoint(self._report),
+            "/metrics": Endpoint(self._metrics, needs_file=False),
         }
-        self.meter = Meter(self._route_of)
+        """By path."""
+        self.meter = Meter(self._path_of)
         """What the server counts, for /metrics."""
 
     def version(self) -> Hashable:
-        """Look whether the file has changed; as long as this is equal, so is every answer."""
+        """Read the file if it has changed. As long as the returned value is equal, so is every answer."""
         self._reader.refresh()
+        if self._content_version != self._reader.version:
+            self._content_version = self._reader.version
+            self._content = Content(self._reader.state or EMPTY, self._settings.stale_seconds)
         return self._version()
 
     def _version(self) -> Hashable:
-        return self._reader.version, int(self._clock.steady_s() * _TICKS_PER_S)
+        return self._content_version, int(self._clock.steady_s() * _VERSIONS_PER_S)
 
     def __call__(self, request: Request) -> Response:
         """Answer one GET or HEAD request."""
-        name = self._route_of(request)
-        route = self._routes.get(name)
-        if route is None:
-            return error_response(404, "no such path; / lists what there is")
+        endpoint = self.endpoints.get(self._path_of(request))
+        if endpoint is None:
+            slash = "paths do not end with a slash; " if request.path.endswith("/") else ""
+            return error_response(404, f"no such path; {slash}/ lists all paths")
         try:
-            asked = read_parameters(request.query, _PARAMETERS.get(name, ()))
-            if self._reader.state is None and name not in _WITHOUT_FILE:
-                return _unavailable({"error": f"no data yet: {self._reader.error}"})
-            return route(_Call(request, asked, self._current_view(), self._clock.now()))
+            given = parameters.parse(request.query, endpoint.parameters)
+            limit_s = min(parameters.max_age_s(given), self._settings.stale_seconds)
+            if endpoint.needs_file and self._reader.state is None:
+                return _unavailable(dump({"error": f"no data yet: {self._reader.error}"}))
+            return endpoint.answer(Call(request, given, self._file_age_s(), limit_s))
         except InvalidParameter as error:
             return error_response(400, str(error))
 
-    def _route_of(self, request: Request) -> str:
-        path = request.path.rstrip("/") or "/"
-        is_symbol = path.startswith("/funding/") and path.count("/") == 2
-        return path if path in self._routes else _SYMBOL if is_symbol else OTHER
+    def _path_of(self, request: Request) -> str:
+        """Return the path of the endpoint that answers a request."""
+        path = ALIASES.get(request.path, request.path)
+        if path in self.endpoints:
+            return path
+        return _SYMBOL if _SYMBOL_PATH.fullmatch(path) else OTHER
 
-    def _current_view(self) -> View:
-        if self._viewed_version != self._reader.version:
-            self._viewed_version = self._reader.version
-            self._view = View(self._reader.state or EMPTY, self._settings, self._clock.boot_id)
-        return self._view
+    def _file_age_s(self) -> float:
+        return written_age_s(self._content.state, self._clock.now(), self._clock.boot_id)
 
-    def _root(self, call: _Call) -> Response:
-        if _accepts(call.request.headers.get("accept", ""), "text/html"):
-            return _conditional(call.request, _PAGE, page.HEADERS)
-        return _json(200, {"name": "binance-funding", "version": __version__, "endpoints": _ENDPOINTS}, page.VARY)
+    def _root(self, call: Call) -> Response:
+        if accepts(call.request.headers.get("accept", ""), "text/html"):
+            return conditional(call.request, _PAGE, page.HEADERS)
+        body = dump({"name": "binance-funding", "version": __version__, "endpoints": _EXAMPLES})
+        return Response(200, body, (_JSON, page.VARY))
 
-    def _record(self, asked: str, view: View, now: Moment) -> dict[str, Any]:
-        """Return one symbol's record with its age; with `error` where it is unknown or stale."""
-        symbol = view.by_upper_case.get(upper(asked))
-        if symbol is None:
-            return {"symbol": upper(asked), "error": "unknown symbol" if view.records else "no data yet"}
-        record = view.records[symbol]
-        answer = {**record, "ageSeconds": view.known_age_s(record["updatedAt"], now)}
-        if record["updatedAt"] < view.oldest_fresh_s(now):
-            answer |= {"stale": True, "error": "stale data", "maxAgeSeconds": self._settings.stale_seconds}
-        return answer
+    def _symbol(self, call: Call) -> Response:
+        self._listing.refresh(self._content, call.file_age_s)
+        name = upper(call.request.path.removeprefix("/funding/"))
+        listed = self._listing.by_name.get(name)
+        if listed is None:
+            body = self._listing.unknown(name) + b"\n"
+            return Response(404, body, (_JSON, _CACHEABLE)) if self._listing.all else _unavailable(body)
+        body = listed.with_age(call.file_age_s, call.limit_s) + b"\n"
+        is_stale = listed.is_older(call.file_age_s, call.limit_s)
+        return _unavailable(body) if is_stale else Response(200, body, (_JSON, _CACHEABLE))
 
-    def _symbol(self, call: _Call) -> Response:
-        record = self._record(call.request.path.rstrip("/").removeprefix("/funding/"), call.view, call.now)
-        if "error" not in record:
-            return _json(200, record, _CACHEABLE)
-        return _json(404, record, _CACHEABLE) if record["error"] == "unknown symbol" else _unavailable(record)
+    def _batch(self, call: Call) -> Response:
+        names, order = parameters.symbols(call.given), parameters.sort_order(call.given)
+        limit = parameters.limit(call.given)
+        if names is None and order is None:
+            raise InvalidParameter("symbols or sort is missing, for example /funding/batch?symbols=BTCUSDT,ETHUSDT")
+        self._listing.refresh(self._content, call.file_age_s)
+        asked: list[Listed | str]  # an unknown name stays a text
+        asked = [*self._listing.all] if names is None else [self._listing.by_name.get(name, name) for name in names]
+        known = [one for one in asked if isinstance(one, Listed)]
+        fresh = {listed for listed in known if not listed.is_older(call.file_age_s, call.limit_s)}
+        missing, stale = len(asked) - len(known), len(known) - len(fresh)
+        counts = {"found": len(fresh), "missing": missing, "stale": stale, "total": len(asked)}
+        if order is not None:
+            # Only fresh records are sorted. A client that takes the first one trades on it, so the others come last.
+            in_order = [listed for listed in self._listing.in_order(order) if listed in fresh]
+            asked = [*in_order, *(one for one in asked if one not in fresh)]
+        rows = [
+            one.with_age(call.file_age_s, call.limit_s) if isinstance(one, Listed) else self._listing.unknown(one)
+            for one in asked[:limit]
+        ]
+        body = b'"data":[%b],%b' % (b",".join(rows), dump(counts)[1:])
+        if fresh:
+            return Response(200, b"{" + body, (_JSON, _CACHEABLE))
+        error = self._reader.error or ("nothing requested is fresh" if self._listing.all else "no data yet")
+        return _unavailable(dump({"error": error})[:-2] + b"," + body)
 
-    def _batch(self, call: _Call) -> Response:
-        named, sort, limit = call.asked
-        if named is None and not sort:
-            raise InvalidParameter("'symbols' or 'sort' is missing, e.g. /funding/batch?symbols=BTCUSDT,ETHUSDT")
-        data = [self._record(symbol, call.view, call.now) for symbol in named or call.view.records]
-        fresh, others = [r for r in data if "error" not in r], [r for r in data if "error" in r]
-        stale = sum("stale" in record for record in others)
-        if sort:
-            # What is stale or missing is behind, whatever its value: who takes the first one trades on it.
-            data = sorted(fresh, key=lambda one: one[sort.removeprefix("-")], reverse=sort.startswith("-")) + others
-        counts = {"found": len(fresh), "missing": len(others) - stale, "stale": stale, "total": len(data)}
-        error = self._reader.error or ("nothing asked for is fresh" if call.view.records else "no data yet")
-        content = {"data": data[:limit], **counts}
-        return _json(200, content, _CACHEABLE) if fresh else _unavailable({"error": error, **content})
+    def _all(self, call: Call) -> Response:
+        self._listing.refresh(self._content, call.file_age_s)
+        stale = self._content.stale_count(call.file_age_s, call.limit_s)
+        # A reader's own limit nearly always finds the same records stale. If not, its answer is made for it alone, and
+        # neither kept nor compressed: clients that vary the limit cost little time and no memory.
+        is_shared = stale == self._content.stale_count(call.file_age_s, self._settings.stale_seconds)
+        if is_shared:
+            (records,) = self._listing.changes_of_all(0)
+        else:
+            records = self._listing.within(call.file_age_s, call.limit_s)
+        if stale == len(self._listing.all):
+            error = "stale data" if self._listing.all else "no data yet"
+            head = dump({"error": error, "maxAgeSeconds": call.limit_s})
+            return _unavailable(head[:-2] + b"," + records[1:])
+        headers = (_JSON, _CACHEABLE, _VARY_ENCODING)
+        if not is_shared:
+            return conditional(call.request, Body(records), headers, may_compress=False)
+        if self._list[0] != self._listing.edition:
+            self._list = self._listing.edition, Body(records)
+        return conditional(call.request, self._list[1], headers)
 
-    def _all(self, call: _Call) -> Response:
-        view = call.view
-        self._listing.refresh(view, call.now)
-        if view.stale(view.update_times, call.now) == len(view.records):
-            error = "stale data" if view.records else "no data yet"
-            head = _dump({"error": error, "maxAgeSeconds": self._settings.stale_seconds}).removesuffix(b"}\n") + b","
-            return _unavailable(head + self._listing.body().removeprefix(b"{") + b"\n")
-        body = self._body("/funding", self._listing.edition, lambda: self._listing.body() + b"\n")
-        return _conditional(call.request, body, (_JSON, _CACHEABLE, _VARY_ENCODING))
-
-    def _body(self, path: str, version: int, make: Callable[[], bytes]) -> _Body:
-        """Return a large body, made once for each version of what it holds."""
-        if path not in self._bodies or self._bodies[path][0] != version:
-            self._bodies[path] = version, _Body(make())
-        return self._bodies[path][1]
-
-    def _stream(self, call: _Call) -> Response:
-        named = call.asked.symbols
-        return Response(200, b"", _EVENT_STREAM, self._push.follow(frozenset(named) if named else None))
+    def _stream(self, call: Call) -> Response:
+        names = parameters.symbols(call.given)
+        selection = Selection(self._listing, None if names is None else ",".join(names))
+        return Response(200, b"", _EVENT_STREAM, self._push.follow(selection))
 
     def _refresh_push(self) -> None:
         if self._pushed_version != self._version():
             self._pushed_version = self._version()
-            view, now = self._current_view(), self._clock.now()
-            self._listing.refresh(view, now)
-            self._push.update(view.state["updated_at"], self._health_content(view, now))
+            file_age_s = self._file_age_s()
+            self._listing.refresh(self._content, file_age_s)
+            self._push.update(self._content.written_at_s, *self._judged(file_age_s, self._settings.stale_seconds))
 
-    def _health(self, call: _Call) -> Response:
-        content = self._health_content(call.view, call.now)
-        return _unavailable(content) if content["status"] == "unhealthy" else _json(200, content, _NO_STORE)
+    def _judged(self, file_age_s: float, limit_s: float) -> tuple[Verdict, dict[str, Any]]:
+        """Return the health of the service, and the body of /funding/health."""
+        verdict = judge(self._content, file_age_s, limit_s, self._reader.error, self._settings)
+        return verdict, health(self._content, file_age_s, limit_s, verdict, self._settings)
 
-    def _health_content(self, view: View, now: Moment) -> dict[str, Any]:
-        (health, problem), alive = view.verdict(now), view.daemon_alive(now)
-        return {
-            "status": health,
-            "websocketConnected": alive and view.status["connected"],
-            "connections": (view.status["connections"] or 0) if alive else 0,
-            "symbolCount": len(view.records),
-            "symbolsStale": view.stale(view.market, now),
-            "oldestDataAgeSeconds": view.known_age_s(view.oldest_update_s, now),
-            "newestDataAgeSeconds": view.known_age_s(view.newest_update_s, now),
-            "daemonAlive": alive,
-            **{name: view.status[key] for name, key in _HEALTH_OF_STATUS.items()},
-            "uptimeSeconds": view.known_age_s(view.status["daemon_start_time"], now) if alive else None,
-            "error": self._reader.error or problem,
-        }
+    def _health(self, call: Call) -> Response:
+        verdict, content = self._judged(call.file_age_s, call.limit_s)
+        body = dump(content)
+        return _unavailable(body) if verdict.status == UNHEALTHY else Response(200, body, (_JSON, _NO_STORE))
 
-    def _report(self, call: _Call) -> Response:
-        view, now = call.view, call.now
-        start_s = view.status["daemon_start_time"] or view.state["updated_at"]
-        served_s = view.status["market_served_time"] or view.newest_update_s or start_s
-        content = report(
-            view.state["gaps"],
-            view.state["history"],
-            now.wall_s,
-            oldest_age_s=view.age_s(view.oldest_update_s or start_s, now),
-            market_age_s=view.age_s(served_s, now),
+    def _report(self, call: Call) -> Response:
+        state, status, file_age_s = self._content.state, self._content.status, call.file_age_s
+        running_s = self._content.age_of_time_s(status["daemon_start_time"] or state["updated_at"], file_age_s)
+        newest_s, oldest_s = self._content.newest_age_s(file_age_s), self._content.oldest_age_s(file_age_s)
+        served_s = status["market_served_time"]
+        market_s = self._content.age_of_time_s(served_s, file_age_s) if served_s else newest_s
+        body = report(
+            state["gaps"],
+            state["history"],
+            self._clock.wall_s(),
+            oldest_age_s=running_s if oldest_s is None else oldest_s,
+            market_age_s=running_s if market_s is None else market_s,
             stale_s=self._settings.stale_seconds,
         )
-        return _json(200, content, _NO_STORE)
+        return Response(200, dump(body), (_JSON, _NO_STORE))
 
-    def _metrics(self, call: _Call) -> Response:
-        of_file = self._body("/metrics", self._viewed_version, lambda: metrics.render(call.view).encode())
-        body = _Body(of_file.content + metrics.render_server(self.meter, process.usage()).encode())
-        content, encoding = body.as_accepted(call.request)
-        headers = (("Content-Type", metrics.CONTENT_TYPE), _VARY_ENCODING, _NO_STORE, *encoding)
-        return Response(200, content, headers)
-
-
-def _dump(content: Mapping[str, Any]) -> bytes:
-    return dump(content).encode() + b"\n"
-
-
-def _json(status: int, content: Mapping[str, Any], *headers: tuple[str, str]) -> Response:
-    return Response(status, _dump(content), (_JSON, *headers))
+    def _metrics(self, call: Call) -> Response:
+        if self._file_metrics[0] != self._content_version:
+            text = metrics.render(self._content) if self._reader.state else ""
+            self._file_metrics = self._content_version, Body(text.encode())
+        of_file = self._file_metrics[1]
+        of_server = metrics.render_server(self.meter, process.usage()).encode()
+        headers = (("Content-Type", metrics.CONTENT_TYPE), _VARY_ENCODING, _NO_STORE)
+        if accepts_gzip(call.request):
+            return Response(200, of_file.compressed(of_server), (*headers, ("Content-Encoding", "gzip")))
+        return Response(200, of_file.content + of_server, headers)
 
 
-def _unavailable(content: Mapping[str, Any] | bytes) -> Response:
-    body = content if isinstance(content, bytes) else _dump(content)
-    return Response(503, body, (_JSON, _NO_STORE, ("Retry-After", str(_RETRY_AFTER_S))))
-
-
-def _conditional(request: Request, body: _Body, headers: tuple[tuple[str, str], ...]) -> Response:
-    """Answer with a large body as the client accepts it, or with 304 where the client has it."""
-    content, encoding = body.as_accepted(request)
-    # Another encoding is another representation, so it has another strong tag.
-    etag = f'"{body.tag}{"-gzip" if encoding else ""}"'
-    headers += (("ETag", etag),)
-    if _matches(request.headers.get("if-none-match", ""), etag):
-        return Response(304, b"", tuple(one for one in headers if one[0] != "Content-Type"))
-    return Response(200, content, (*headers, *encoding))
-
-
-def _accepts(header: str, *names: str) -> bool:
-    """Read Accept or Accept-Encoding: whether the first of these names that it has is wanted. RFC 9110, 12.5."""
-    weights: dict[str, float] = {}
-    for item in header.lower().split(","):
-        name, _, weight = item.partition(";")
-        quality = re.fullmatch(r"\s*q=([01](?:\.[0-9]{0,3})?)\s*", weight)
-        weights[name.strip()] = float(quality[1]) if quality else 1.0
-    return next((weights[name] for name in names if name in weights), 0.0) > 0
-
-
-def _matches(if_none_match: str, etag: str) -> bool:
-    """Compare weakly, as a GET must. Source: RFC 9110, section 13.1.2."""
-    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-    return etag in tags or tags == ["*"]
+def _unavailable(body: bytes) -> Response:
+    return Response(503, body, (_JSON, _NO_STORE, _RETRY_AFTER))

@@ -1,4 +1,4 @@
-"""State file and server as Prometheus metrics, text format 0.0.4; those of the file are made from the schema. Pure.
+"""State file and server as Prometheus metrics, text format 0.0.4. The metrics of the file come from the schema. Pure.
 
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/
 """
@@ -9,25 +9,26 @@ from typing import Any
 
 from .. import __version__
 from ..schema import HEADER, PROCESS, REST, SERVED, STATUS, TOTALS, Field
+from .content import Content
 from .http.meter import BUCKETS_S, Meter
-from .view import View
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _PREFIX = "binance_funding_"
 _DURATION = _PREFIX + "http_request_duration_seconds"
 _Samples = list[tuple[str, Any]]
-"""Labels and value of each, in a histogram the end of its name too; a value that is not known is None."""
+"""Labels and value of each sample. In a histogram, the end of its name stands before the labels. None: not known."""
 _Families = Iterator[tuple[str, str, _Samples]]
+"""Name, meaning and samples of each metric."""
 
 
-def render(view: View) -> str:
-    """Return all metrics of one state file; what the file does not know is left out."""
-    return _text(_of_file(view))
+def render(content: Content) -> str:
+    """Return all metrics of one state file. A value that the file does not know is left out."""
+    return _text(_of_file(content))
 
 
 def render_server(meter: Meter, usage: Mapping[str, float | None]) -> str:
-    """Return the metrics of the server itself: what it counted, and what its process uses."""
+    """Return the metrics of the server itself: its counts, and the resources that its process uses."""
     return _text(_of_server(meter, usage))
 
 
@@ -36,7 +37,7 @@ def _text(all_families: _Families) -> str:
     for name, meaning, samples in all_families:
         meanings, lines = families.setdefault(name, ([], []))
         meanings.append(meaning)
-        # Numbers as Python writes them are numbers of the format too, but for true and false.
+        # The format reads numbers as Python writes them, but not True and False.
         lines += [f"{name}{labels} {value + 0!r}" for labels, value in samples if value is not None]
     return "".join(_family_text(name, ", ".join(meanings), lines) for name, (meanings, lines) in families.items())
 
@@ -47,9 +48,9 @@ def _family_text(name: str, meaning: str, lines: list[str]) -> str:
     return "\n".join([*described, *lines, ""])
 
 
-def _of_file(view: View) -> _Families:
-    state, status = view.state, view.status
-    records = [(_label("symbol", symbol), record) for symbol, record in view.records.items()]
+def _of_file(content: Content) -> _Families:
+    state, status = content.state, content.status
+    records = [(_label("symbol", symbol), record) for symbol, record in content.records.items()]
     for one in filter(_has_metric, SERVED):
         yield _PREFIX + one.metric, one.meaning, [(label, record[one.name]) for label, record in records]
     yield _PREFIX + "symbols", "symbols in the state file", [("", len(records))]
@@ -58,16 +59,16 @@ def _of_file(view: View) -> _Families:
     for section, values in sections:
         for one in filter(_has_metric, section):
             yield _family(one, values[one.name])
-    yield _PREFIX + "info", "version of the HTTP server", [(_label("version", __version__), 1)]
 
 
 def _of_server(meter: Meter, usage: Mapping[str, float | None]) -> _Families:
+    yield _PREFIX + "info", "version of the HTTP server", [(_label("version", __version__), 1)]
     tallies = sorted(meter.tallies.items())
     counts = [(f'{{route="{route}",status="{status}"}}', tally.requests) for (route, status), tally in tallies]
     yield _PREFIX + "http_requests_total", "requests answered, refused ones too", counts
     bounds = zip([*BUCKETS_S, "+Inf"], accumulate(meter.buckets), strict=True)
     buckets = [(f'_bucket{{le="{bound}"}}', count) for bound, count in bounds]
-    meaning = "time of the event loop turn with the answer: the most it took from noticing a request to answering it"
+    meaning = "time from noticing a request to the end of the event loop turn that answers it, waiting included"
     yield _DURATION, meaning, [*buckets, ("_sum", round(meter.seconds, 6)), ("_count", sum(meter.buckets))]
     yield _PREFIX + "http_connections", "open connections, of at most API_MAX_CONNECTIONS", [("", meter.connections())]
     yield _PREFIX + "http_subscribers", "connections that follow /funding/stream", [("", meter.subscribers())]
@@ -81,7 +82,7 @@ def _has_metric(one: Field) -> bool:
 
 def _family(one: Field, value: Any) -> tuple[str, str, _Samples]:
     name, brace, label = f"{_PREFIX}{one.metric}".partition("{")
-    if type(value) is dict:  # a sample for each member, under the label named
+    if type(value) is dict:  # one sample for each member, whose key is the value of the label
         return name, one.meaning, [(_label(label.rstrip("}"), key), value[key]) for key in sorted(value)]
     return name, one.meaning, [(brace + label, value)]
 

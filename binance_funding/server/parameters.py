@@ -1,59 +1,93 @@
-"""What may follow the question mark of a request. Pure."""
+"""The parameters of a request, after the question mark. Pure."""
 
+import math
 import re
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
 from urllib.parse import parse_qs
 
-from ..schema import SERVED
-from .view import upper
+from ..schema import SERVED, TEXT
+from .listing import AGE, SortOrder, upper
 
-SORT_FIELDS = (*(one.name for one in SERVED), "ageSeconds")
+SORT_FIELDS = (*(one.name for one in SERVED), AGE)
+_NUMBER_FIELDS = {*SORT_FIELDS} - {one.name for one in SERVED if one.kind == TEXT}
+_SORT = re.compile(r"(?P<minus>-?)(?:(?P<field>\w+)|abs\((?P<number>\w+)\))", re.ASCII)
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
 _SHOWN_CHARACTERS = 40
+# A client may repeat `symbols` for each symbol. A query of 16 KiB could repeat it more often than is quickly read.
+_MOST_PARAMETERS = 2000
+_BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
+
+Given = Mapping[str, Sequence[str]]
+"""The values of each parameter that a request has, in the order given."""
 
 
 class InvalidParameter(Exception):
-    """A parameter is missing, not served or has a bad value; the text says what is allowed."""
+    """A parameter is missing, unknown or has a bad value; the text says what is allowed."""
 
 
-class Parameters(NamedTuple):
-    """What a request asks for: symbols in upper case, each once, None where they are not named; limit None for all."""
-
-    symbols: tuple[str, ...] | None = None
-    sort: str = ""
-    limit: int | None = None
-
-
-def read_parameters(query: str, allowed: Collection[str]) -> Parameters:
-    """Read a query, of which only the parameters allowed may be given. Raises InvalidParameter."""
+def parse(query: str, allowed: Collection[str]) -> Given:
+    """Decode a query. Raises InvalidParameter if it has a parameter that is not allowed."""
     try:
-        given = parse_qs(query, keep_blank_values=True, errors="strict")
+        if _BAD_ESCAPE.search(query):
+            raise ValueError
+        given = parse_qs(query, keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS)
     except ValueError:
-        raise InvalidParameter("a parameter is not percent-encoded UTF-8") from None
-    served = f"allowed: {', '.join(allowed)}" if allowed else "none is allowed here"
+        hint = f"the query is not percent-encoded UTF-8, or has more than {_MOST_PARAMETERS} parameters"
+        raise InvalidParameter(hint) from None
     for name in given:
         if name not in allowed:
-            raise InvalidParameter(f"unknown parameter '{name[:_SHOWN_CHARACTERS]}'; {served}")
-    return Parameters(_symbols(given.get("symbols")), _sort(given.get("sort")), _limit(given.get("limit")))
+            hint = f"allowed: {', '.join(allowed)}" if allowed else "none is allowed here"
+            raise InvalidParameter(f"unknown parameter '{name[:_SHOWN_CHARACTERS]}'; {hint}")
+    return given
 
 
-def _symbols(values: list[str] | None) -> tuple[str, ...] | None:
-    if values is None:
+def symbols(given: Given) -> tuple[str, ...] | None:
+    """Return the symbols that are named, each once and in upper case; None if the parameter is absent."""
+    if "symbols" not in given:
         return None
-    symbols = [upper(symbol.strip()) for symbol in ",".join(values).split(",")]
-    named = tuple(dict.fromkeys(filter(None, symbols)))
+    names = [name.strip() for name in upper(",".join(given["symbols"])).split(",")]
+    named = tuple(dict.fromkeys(filter(None, names)))
     if not named:
-        raise InvalidParameter("'symbols' is empty; allowed: names with commas between them, e.g. BTCUSDT,ETHUSDT")
+        raise InvalidParameter("symbols must be names separated by commas, for example BTCUSDT,ETHUSDT")
     return named
 
 
-def _sort(values: list[str] | None) -> str:
-    if values and (len(values) > 1 or values[0].removeprefix("-") not in SORT_FIELDS):
-        raise InvalidParameter(f"'sort' is not one field; allowed, with '-' to reverse: {', '.join(SORT_FIELDS)}")
-    return values[0] if values else ""
+def sort_order(given: Given) -> SortOrder | None:
+    """Return the order that `sort` asks for; None if the parameter is absent."""
+    text = _single(given, "sort")
+    if text is None:
+        return None
+    match = _SORT.fullmatch(text)
+    if match and match["field"] in SORT_FIELDS:
+        return SortOrder(match["field"], descending=bool(match["minus"]))
+    if match and match["number"] in _NUMBER_FIELDS:
+        return SortOrder(match["number"], descending=bool(match["minus"]), by_magnitude=True)
+    forms = "field or abs(field), with '-' before it for the largest first"
+    raise InvalidParameter(f"sort must be {forms}; the fields are {', '.join(SORT_FIELDS)}")
 
 
-def _limit(values: list[str] | None) -> int | None:
-    if values and (len(values) > 1 or not re.fullmatch("[1-9][0-9]{0,8}", values[0])):
-        raise InvalidParameter("'limit' is not one number above 0; allowed: whole numbers from 1")
-    return int(values[0]) if values else None
+def limit(given: Given) -> int | None:
+    """Return the value of `limit`; None if the parameter is absent."""
+    text = _single(given, "limit")
+    if text is not None and not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise InvalidParameter("limit must be a whole number, 1 or more")
+    return None if text is None else int(text)
+
+
+def max_age_s(given: Given) -> float:
+    """Return the value of `maxAge`; infinity if the parameter is absent."""
+    text = _single(given, "maxAge")
+    if text is None:
+        return math.inf
+    value = float(text) if _DECIMAL.fullmatch(text) else 0.0
+    if value <= 0:
+        raise InvalidParameter("maxAge must be a number of seconds above 0, for example 12 or 2.5")
+    return value
+
+
+def _single(given: Given, name: str) -> str | None:
+    """Return the value of a parameter that may be given once; None if it is absent."""
+    values = given.get(name, ())
+    if len(values) > 1:
+        raise InvalidParameter(f"{name} must be given only once")
+    return values[0] if values else None

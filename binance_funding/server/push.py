@@ -3,11 +3,11 @@
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .listing import Listing, Symbols, dump
+from .health import Verdict
+from .listing import Listing, Selection, dump
 
 _COMMENT_EVERY_S = 15.0
 _COMMENT = b":\n\n"
@@ -15,42 +15,47 @@ _RETRY = b"retry: 2000\n\n"
 
 
 class Push:
-    """Makes the events: the same bytes once for all who are to be sent the same."""
+    """Makes the events of all subscribers, from bytes that they share."""
 
     def __init__(self, listing: Listing, refresh: Callable[[], None], steady_s: Callable[[], float]) -> None:
+        """Call refresh before anything is sent. It must bring the listing up to date, and call `update` if it did."""
         self._listing, self._refresh, self._steady_s = listing, refresh, steady_s
         self._id = ""
-        self._status_key, self._status = "", b""
+        """The line of an event that says when the file was written; empty if there is no file."""
+        self._verdict: Verdict | None = None
+        """Replaced when another thing is wrong."""
+        self._status = b""
+        """What /funding/health answers now."""
 
-    def update(self, updated_at: float, health: Mapping[str, Any]) -> None:
-        """Take over when the file was written, 0 where there is none, and what the health answer says."""
-        self._id = f"id: {updated_at}\n" if updated_at else ""
-        # Ages and counts of symbols change all the time: what matters is what is wrong, not for how long.
-        self._status_key = health["status"] + re.sub(r"[0-9.]+ (s\b|of [0-9]+ symbols)", "", health["error"] or "")
-        self._status = dump(health).encode()
+    def update(self, written_at_s: float, verdict: Verdict, health: Mapping[str, Any]) -> None:
+        """Take the time of the file, 0 if there is none, and what /funding/health answers."""
+        self._id = f"id: {written_at_s}\n" if written_at_s else ""
+        self._status = dump(health)
+        # Two verdicts are equal while the same things are wrong, although ages and counts in their sentences grow.
+        if verdict != self._verdict:
+            self._verdict = verdict
 
-    def follow(self, symbols: Symbols) -> Iterator[list[bytes]]:
-        """Yield what one subscriber lacks, each time it is asked.
+    def follow(self, selection: Selection) -> Iterator[list[bytes]]:
+        """Yield what a subscriber lacks, each time it is asked.
 
-        Nothing is queued: who asks seldom gets all that it missed in one update. `refresh` is called before, and calls
-        `update` at least once.
+        Nothing is queued: a subscriber that asks seldom gets everything that it missed in one update.
         """
-        seen, status_key, commented_s = 0, "", self._steady_s()
+        seen, verdict, commented_s = 0, None, self._steady_s()
         events = [_RETRY]
         while True:
             self._refresh()
             if seen < self._listing.edition:
-                events += self._event("update" if seen else "snapshot", self._listing.body(symbols, seen))
+                events += self._event("update" if seen else "snapshot", selection.changes(seen))
                 seen = self._listing.edition
-            if status_key != self._status_key:
-                events += self._event("status", self._status)
-                status_key = self._status_key
+            if verdict is not self._verdict:
+                events += self._event("status", [self._status])
+                verdict = self._verdict
             if self._steady_s() >= commented_s + _COMMENT_EVERY_S:
                 events.append(_COMMENT)
                 commented_s = self._steady_s()
             yield events
             events = []
 
-    def _event(self, name: str, body: bytes) -> list[bytes]:
-        # The body stays one object, however many are sent it.
-        return [f"event: {name}\n{self._id}data: ".encode(), body, b"\n\n"] if body else []
+    def _event(self, name: str, lines: list[bytes]) -> list[bytes]:
+        """Return an event whose data is one line, which may come in pieces; nothing if there is no data."""
+        return [f"event: {name}\n{self._id}data: ".encode(), *lines, b"\n"] if lines else []

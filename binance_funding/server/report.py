@@ -1,4 +1,4 @@
-"""The standing test plan, answered over the last 24 hours from what the daemon recorded. Pure."""
+"""The standing test plan: four promises, checked over the last 24 hours against the records of the daemon. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from ..schema import GAP_SECONDS, QUARTER, QUARTER_S, WINDOW_S
 
 _Quarters = dict[int, Mapping[str, float]]
 _Spans = list[tuple[float, float]]
-# What rounding and restarts may cost a day that was watched wholly.
+# Rounding and restarts may take this much from a day that was watched completely.
 _UNWATCHED_S = 18.0
 _NOT_WATCHED: dict[str, float] = {one.name: 0 for one in QUARTER}
 
@@ -21,10 +21,10 @@ def report(
     market_age_s: float,
     stale_s: float,
 ) -> dict[str, Any]:
-    """Answer: no unplanned disconnection, no stale data, stream and REST compared and equal, no gap.
+    """Check that no connection was lost unplanned, no data was stale, stream and REST agreed, and no gap occurred.
 
-    oldest_age_s is the age of the oldest symbol that counts, market_age_s the time since the market got new data; where
-    that is more than a gap allows, the gap still open counts as well.
+    oldest_age_s is the age of the oldest symbol that counts. market_age_s is the time since the market got new data. If
+    it is longer than GAP_SECONDS, a gap is still open, and counts too.
     """
     window_start_s = wall_s - WINDOW_S
     quarters = _up_to_now(history, wall_s, oldest_age_s)
@@ -66,7 +66,7 @@ def _quarter_start_s(wall_s: float) -> int:
 
 
 def _up_to_now(history: list[dict[str, float]], wall_s: float, oldest_age_s: float) -> _Quarters:
-    """Return the quarter hours of the window by their start, with the age that the data has now."""
+    """Return the quarter hours of the window by their start. The current one includes the age of the data now."""
     quarters: _Quarters = {int(one["start"]): one for one in history if one["start"] + QUARTER_S > wall_s - WINDOW_S}
     now = quarters.get(_quarter_start_s(wall_s), _NOT_WATCHED)
     quarters[_quarter_start_s(wall_s)] = {**now, "worst": max(now["worst"], round(oldest_age_s, 3))}
@@ -92,5 +92,5 @@ def _counts(values: Mapping[str, float], *names: str) -> dict[str, Any]:
 def _comparison_passes(total: Mapping[str, float], observed_s: float) -> bool | None:
     if total["compared"]:
         return not total["mismatched"]
-    # The first snapshot may still be under way, or have come before the stream; a whole day of that is a failure.
+    # The first snapshot may still be under way, or may have come before the stream. A whole day of that is a failure.
     return False if observed_s >= WINDOW_S - _UNWATCHED_S else None

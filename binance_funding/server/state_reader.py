@@ -1,4 +1,4 @@
-"""The server's side of the state file: read again only when it has changed."""
+"""The server's side of the state file, which is read again only after it has changed."""
 
 import os
 from typing import Any
@@ -7,20 +7,21 @@ from ..state_file import UnusableState, read
 
 
 class StateReader:
-    """What the file holds now. For one thread."""
+    """The current content of the file. For one thread."""
 
     def __init__(self, path: str) -> None:
-        self.path = os.path.abspath(path)  # what is said of it is read in other folders, too
+        self.path = os.path.abspath(path)  # error texts are read by people in other folders
         self._seen: tuple[int, ...] | None = None
+        """What identifies the file that was read last; None if there was no file."""
         self.state: dict[str, Any] | None = None
-        """What the file holds, completed as the schema says; None where there is no usable file."""
+        """The content of the file, completed as the schema says; None if there is no usable file."""
         self.error = "not read yet"
-        """Why there is none."""
+        """Why there is no usable file; empty if there is one."""
         self.version = 0
-        """Grows whenever `state` changed."""
+        """Grows whenever `state` or `error` changes."""
 
     def refresh(self) -> None:
-        """Bring `state` up to date; costs one stat where nothing has changed. Never raises for a bad file."""
+        """Bring `state` up to date. This costs one stat if nothing has changed. Never raises for a bad file."""
         seen = self._look()
         if seen == self._seen and self.version:
             return
@@ -29,7 +30,7 @@ class StateReader:
             self.state, self.error = read(self.path), ""
         except UnusableState as error:
             if isinstance(error.__cause__, OSError) and seen is not None:
-                # No property of the file, such as too many open files: keep what was read, and look again.
+                # Not the file's fault (for example EMFILE): keep the last content, and look again next time.
                 self._seen = ()
                 if self.state is not None:
                     return

@@ -1,14 +1,14 @@
-"""Who notices a dead connection: run_forever without pings, run_forever with pings, this project's daemon?
+"""Which client notices a dead connection: run_forever without pings, run_forever with pings, or this project's daemon?
 
-Four ways to die, three clients, all at the same time, on the loopback interface:
+Each of the three clients meets four peers, all at the same time, on the loopback interface:
 
-no-handshake    the TCP connection is made, the HTTP answer never comes
-silent-address  the handshake succeeds, pings are sent and answered, no mark price ever comes
-frozen-peer     after three messages the server's process does nothing more; its kernel goes on acknowledging
-dead-path       after three messages every segment of the client is dropped: a black hole
+no-handshake    accepts the TCP connection and never sends an HTTP answer
+silent-address  completes the handshake, sends and answers pings, and never sends a mark price
+frozen-peer     hangs after three messages, while its kernel still acknowledges
+dead-path       drops every segment of the client after three messages
 
-Times on the command line and in the answer are full size; they are divided by --scale while the experiment
-runs. --scale 1 is the real thing. Linux only: the black hole is a socket filter.
+Times on the command line and in the output are full size. The experiment divides them by --scale while it runs; with
+--scale 1 it runs in real time. It needs Linux, because dead-path uses a socket filter.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from websockets.sync.server import ServerConnection, serve
 LOOPBACK = "127.0.0.1"
 DAEMON = Path(__file__).parents[2] / "binance_funding_ws_daemon.py"
 STOP_LIMIT_S = 30.0
-SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>; the socket module does not export it
-# The probes websocket-client asks the kernel for on every connection: after 30 s idle, 3 of them, 10 s apart.
+SO_ATTACH_FILTER = 26  # from <asm-generic/socket.h>, because the socket module does not export it
+# websocket-client asks the kernel for these probes on every connection: after 30 s without data, 3 probes 10 s apart.
 TCP_KEEPALIVE_S = {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10}
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Every interval of the experiment, in seconds; scale is how many times faster than full size it runs."""
+    """Every interval of the experiment, in seconds. It runs `scale` times as fast as full size."""
 
     scale: float
     ping_interval_s: float = 30.0
@@ -57,20 +57,20 @@ class Timing:
     watch_s: float = 100.0
 
     def divided(self) -> Timing:
-        """Return the intervals as they are run."""
+        """Return the intervals, divided by the scale."""
         return Timing(self.scale, *(value / self.scale for value in list(vars(self).values())[1:]))
 
 
 @dataclass
 class Outcome:
-    """When the client noticed, and what it said; None if it had noticed nothing when watch_s were over."""
+    """When the client reported an error, and the error. Both are None if it reported none within watch_s."""
 
     noticed_after_s: float | None = None
     error: str | None = None
 
 
 def drop_everything(sock: socket.socket) -> None:
-    """Drop each arriving segment before TCP sees it: nothing is acknowledged or answered from now on."""
+    """Drop each arriving segment before TCP sees it. From now on, nothing is acknowledged or answered."""
     accept_no_byte = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K, 0
     program = struct.pack("HP", 1, ctypes.addressof(accept_no_byte))
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
@@ -88,7 +88,7 @@ PEERS = ("no-handshake", "silent-address", "frozen-peer", "dead-path")
 
 
 class Peer:
-    """One of the four servers, for one client."""
+    """A server for one client. It can behave in each of the four ways."""
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
@@ -106,7 +106,7 @@ class Peer:
 
     def _frozen_peer(self, connection: ServerConnection) -> None:
         self._send_three(connection)
-        with connection.protocol_mutex:  # the reading thread needs it for every frame
+        with connection.protocol_mutex:  # the reading thread needs this lock for every frame
             self._over.wait()
 
     def _dead_path(self, connection: ServerConnection) -> None:
@@ -116,7 +116,7 @@ class Peer:
 
     @contextlib.contextmanager
     def running(self, peer: str) -> Iterator[str]:
-        """Serve for as long as the block lasts; yield the URL."""
+        """Serve until the `with` block ends. Yields the URL."""
         if peer == "no-handshake":
             with socket.create_server((LOOPBACK, 0)) as listener:
                 yield f"ws://{LOOPBACK}:{listener.getsockname()[1]}"
@@ -138,9 +138,9 @@ class Peer:
 
 
 def run_forever(url: str, timing: Timing, *, pings: bool) -> Outcome:
-    """Run websocket-client's own loop until it reports an error or watch_s are over.
+    """Run websocket-client's own loop until it reports an error or watch_s have passed.
 
-    It returns up to 3 s after the report, the time it gives a peer to answer its close frame.
+    The loop returns up to 3 s after the report, because it waits for the peer to answer its close frame.
     """
     outcome = Outcome()
     started_mono_s = time.monotonic()
@@ -179,18 +179,18 @@ def run_forever(url: str, timing: Timing, *, pings: bool) -> Outcome:
 
 
 def run_daemon(url: str, timing: Timing) -> Outcome:
-    """Run this project's daemon with one connection until it reports that one's end or watch_s are over."""
+    """Run this project's daemon with one connection until it reports the loss of it or watch_s have passed."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {
             "BINANCE_WS_URLS": url,
-            "BINANCE_REST_URL": f"http://{LOOPBACK}:1",  # nobody there
+            "BINANCE_REST_URL": f"http://{LOOPBACK}:1",  # nothing listens on this port
             "STREAM_CONNECTIONS": "1",
             "SILENCE_SECONDS": str(timing.silence_s),
             "STATE_FILE": f"{folder}/state.json",
         }
         with subprocess.Popen(
             [sys.executable, DAEMON],
-            cwd=folder,  # no .env of the reader's
+            cwd=folder,  # so that it reads no .env file
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -206,7 +206,7 @@ def run_daemon(url: str, timing: Timing) -> Outcome:
 
 
 def read_log(lines: Iterable[str]) -> Outcome:
-    """Read the daemon's log until it reports the end of its connection; time counts from its first line."""
+    """Read the daemon's log until it reports the end of its connection. Time counts from the first line."""
     started_mono_s: float | None = None
     for line in lines:
         started_mono_s = started_mono_s or time.monotonic()
@@ -225,13 +225,13 @@ CLIENTS: dict[str, Client] = {
 
 
 def run(peer: str, client: Client, timing: Timing) -> Outcome:
-    """Let one client meet one peer of its own."""
+    """Connect one client to a new peer and return what the client noticed."""
     with Peer(timing).running(peer) as url:
         return client(url, timing)
 
 
 def run_all(timing: Timing) -> dict[tuple[str, str], Outcome]:
-    """Let every client meet every peer, all at once. The keys are (peer, client)."""
+    """Connect every client to every peer, all at the same time. The keys of the result are (peer, client)."""
     keys = [(peer, client) for peer in PEERS for client in CLIENTS]
     with ThreadPoolExecutor(len(keys)) as pool:
         outcomes = pool.map(lambda key: run(key[0], CLIENTS[key[1]], timing), keys)
@@ -239,7 +239,7 @@ def run_all(timing: Timing) -> dict[tuple[str, str], Outcome]:
 
 
 def main() -> None:
-    """Run everything and print what came of it."""
+    """Run the whole experiment and print its outcome."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=10.0, help="run this many times as fast (default: %(default)g)")
     for name, value in vars(Timing(1.0)).items():

@@ -1,19 +1,20 @@
-"""Which servers and handlers does websocket-client's ping check survive, and which do our settings survive?
+"""With which servers and handlers does a connection survive, with and without websocket-client's ping check?
 
-Three clients meet four cases, all at the same time, each against a server of its own on the loopback interface:
+Each of three clients meets four cases, all at the same time, each with its own server on the loopback interface.
 
+The clients:
 pings on     WebSocketApp.run_forever with ping_interval and ping_timeout, the faulty configuration
 pings off    the same with ping_interval=0 and skip_utf8_validation=True
 websockets   the client of another library, with the same ping interval and timeout
 
-no-pong      the server never answers a ping; its data flow
-slow-handler the server answers at once; handling a message takes longer than the next takes to come
-one-stall    the server answers at once; one single message takes longer than ping_timeout to handle
-healthy      the server answers at once, the handler is fast
+The cases:
+no-pong      the server never answers a ping, but sends data
+slow-handler the server answers at once, but the client handles messages more slowly than they arrive
+one-stall    the server answers at once, but the client needs longer than ping_timeout for one message
+healthy      the server answers at once, and the client is fast
 
-The server is built on `websockets` so that a misreading in websocket-client cannot hide in its peer. Times on the
-command line and in the answer are full size; they are divided by --scale while the experiment runs. --scale 1 is the
-real thing.
+The server uses `websockets`, so that a fault of websocket-client cannot be in both peers. Times on the command line and
+in the output are full size. The experiment divides them by --scale while it runs; with --scale 1 it runs in real time.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from websockets.frames import Frame, Opcode
 from websockets.sync.client import connect
 
 STOP_LIMIT_S = 30.0
-QUIET = logging.getLogger("docs.experiments.quiet")  # `websockets` logs the keepalive timeouts that are wanted here
+QUIET = logging.getLogger("docs.experiments.quiet")  # hides the keepalive timeouts that `websockets` would log
 QUIET.setLevel(logging.CRITICAL + 1)
 
 
@@ -57,13 +58,13 @@ class Timing:
     watch_s: float = 110.0
 
     def divided_by(self, scale: float) -> Timing:
-        """Return the same experiment, scale times as fast."""
+        """Return the intervals of the same experiment, run `scale` times as fast."""
         return Timing(**{name: value / scale for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class Case:
-    """A server and a handler: what the client meets."""
+    """How the server and the message handler of the client behave."""
 
     server_answers_pings: bool = True
     slow_handler: bool = False
@@ -80,7 +81,7 @@ CASES = {
 
 @dataclass
 class Outcome:
-    """What both ends saw. Times are seconds since run_forever was called."""
+    """What client and server observed. Times are in seconds since run_forever was called."""
 
     ended_after_s: float | None = None
     error: str | None = None
@@ -93,7 +94,7 @@ class Outcome:
 
 
 class Exchange:
-    """A feed of mark prices that pings its client, and notes which pings it gets and which it answers."""
+    """A server that sends mark prices and pings, and records which pings it receives and which it answers."""
 
     def __init__(self, case: Case, timing: Timing, outcome: Outcome, started_mono_s: float) -> None:
         self._case = case
@@ -102,7 +103,7 @@ class Exchange:
         self._started_mono_s = started_mono_s
 
     async def serve_client(self, connection: ServerConnection) -> None:
-        """Send one message each interval until the client has gone."""
+        """Send one message per interval until the client disconnects."""
         self._watch_pongs(connection)
         pinging = asyncio.create_task(self._ping_client(connection))
         try:
@@ -130,10 +131,10 @@ class Exchange:
                 self._outcome.server_pings_answered += 1
 
     def _watch_pongs(self, connection: ServerConnection) -> None:
-        """Note the answers to the client's pings, or leave them out.
+        """Record each ping of the client and its answer, or suppress the answer.
 
-        `websockets` answers a ping within the call that parses it, by handing a pong to send_frame, and this
-        server sends no other pongs: the one place where a client's ping and its answer can both be seen.
+        While `websockets` parses a ping, it passes the pong to send_frame. This server sends no other pongs, so each
+        pong frame means one ping of the client.
         """
         send_frame = connection.protocol.send_frame
 
@@ -150,12 +151,12 @@ class Exchange:
 
 @contextlib.contextmanager
 def running(exchange: Exchange) -> Iterator[str]:
-    """Serve in a thread of its own for as long as the block lasts; yield the URL."""
+    """Serve in a new thread until the `with` block ends. Yields the URL."""
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = Future()
 
     async def main() -> None:
         stop = asyncio.Event()
-        # The keepalive of `websockets` itself is off: only the exchange pings.
+        # ping_interval=None turns the keepalive of `websockets` off: only the exchange sends pings.
         async with serve(exchange.serve_client, "127.0.0.1", 0, ping_interval=None, close_timeout=0.1) as server:
             port = next(iter(server.sockets)).getsockname()[1]
             started.set_result((asyncio.get_running_loop(), stop, port))
@@ -172,18 +173,18 @@ def running(exchange: Exchange) -> Iterator[str]:
 
 
 class Handler:
-    """The client's callbacks."""
+    """The callbacks of the client."""
 
     def __init__(self, case: Case, timing: Timing, outcome: Outcome, started_mono_s: float) -> None:
         self._case = case
         self._timing = timing
         self._outcome = outcome
-        # One message before the ping at twice the interval: releases up to 1.9.0 send no earlier one.
+        # Stall one message before the ping at twice the interval, which is the first ping of releases up to 1.9.0.
         self._stall_at_mono_s = started_mono_s + 2 * timing.ping_interval_s - timing.feed_interval_s
         self._stalled = False
 
     def on_message(self, _app: websocket.WebSocketApp | None, message: str | bytes) -> None:
-        """Take one message, as slowly as the case wants."""
+        """Handle one message, as slowly as the case demands."""
         event_time_s = json.loads(message)["data"][0]["E"] / 1000
         self._outcome.messages += 1
         self._outcome.last_data_age_s = time.time() - event_time_s
@@ -194,16 +195,16 @@ class Handler:
             time.sleep(self._timing.stall_s)
 
     def on_pong(self, _app: websocket.WebSocketApp | None, _payload: bytes) -> None:
-        """Note that the loop has read a pong."""
+        """Count a pong that the loop has read."""
         self._outcome.pongs_read += 1
 
     def on_error(self, _app: websocket.WebSocketApp | None, error: Exception) -> None:
-        """Keep the error."""
+        """Store the error."""
         self._outcome.error = f"{type(error).__name__}: {error}"
 
 
 class WebSocketAppClient:
-    """websocket-client's own loop: with its pings and UTF-8 validation the faulty configuration, else ours."""
+    """websocket-client's own loop, in the faulty configuration (pings, UTF-8 validation) or in ours (neither)."""
 
     def __init__(self, url: str, handler: Handler, timing: Timing, *, pings: bool) -> None:
         self._app = websocket.WebSocketApp(
@@ -213,7 +214,7 @@ class WebSocketAppClient:
         self._pings = pings
 
     def run(self) -> None:
-        """Read until the connection ends or stop is called."""
+        """Read until the connection ends or stop() is called."""
         self._app.run_forever(
             ping_interval=self._timing.ping_interval_s if self._pings else 0,
             ping_timeout=self._timing.ping_timeout_s if self._pings else None,
@@ -222,12 +223,12 @@ class WebSocketAppClient:
         )
 
     def stop(self) -> None:
-        """End run at the next message, or when the server closes."""
+        """Make run() return at the next message, or when the server closes the connection."""
         self._app.keep_running = False
 
 
 class WebsocketsClient:
-    """The client of another library, `websockets`, with the same ping interval and timeout."""
+    """The client of the library `websockets`, with the same ping interval and timeout."""
 
     def __init__(self, url: str, handler: Handler, timing: Timing) -> None:
         self._handler = handler
@@ -242,7 +243,7 @@ class WebsocketsClient:
         )
 
     def run(self) -> None:
-        """Read until the connection ends or stop is called."""
+        """Read until the connection ends or stop() is called."""
         try:
             with self._connect as connection:
                 for message in connection:
@@ -253,7 +254,7 @@ class WebsocketsClient:
             self._handler.on_error(None, error)
 
     def stop(self) -> None:
-        """End run at the next message, or when the server closes."""
+        """Make run() return at the next message, or when the server closes the connection."""
         self._stopping = True
 
 
@@ -265,9 +266,9 @@ CLIENTS: dict[str, Callable[[str, Handler, Timing], WebSocketAppClient | Websock
 
 
 def run(client_name: str, case: Case, timing: Timing) -> Outcome:
-    """Run one client until its connection has ended or watch_s are over.
+    """Run one client until its connection ends or watch_s have passed.
 
-    Raises TimeoutError if the client does not stop when told to.
+    Raises TimeoutError if the client does not stop after that.
     """
     outcome = Outcome()
     started_mono_s = time.monotonic()
@@ -290,7 +291,7 @@ def run(client_name: str, case: Case, timing: Timing) -> Outcome:
 
 
 def run_all(timing: Timing) -> dict[tuple[str, str], Outcome]:
-    """Let every client meet every case, all at once. The keys are (client, case)."""
+    """Run every client with every case, all at the same time. The keys of the result are (client, case)."""
     keys = [(client, case) for client in CLIENTS for case in CASES]
     with ThreadPoolExecutor(len(keys)) as pool:
         outcomes = pool.map(lambda key: run(key[0], CASES[key[1]], timing), keys)
@@ -298,7 +299,7 @@ def run_all(timing: Timing) -> dict[tuple[str, str], Outcome]:
 
 
 def describe(outcome: Outcome, scale: float, watch_s: float) -> str:
-    """Return the columns under HEADER, in full-size seconds."""
+    """Return the columns under HEADER. Times are in full-size seconds."""
     end, since_pong = f"alive at {watch_s:.1f} s", ""
     if outcome.ended_after_s is not None:
         end = f" dead at {outcome.ended_after_s * scale:5.1f} s"
@@ -321,7 +322,7 @@ FOOTER = """\
 
 
 def main() -> None:
-    """Run everything and print what came of it."""
+    """Run the whole experiment and print its outcome."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=20.0, help="run this many times as fast (default: %(default)g)")
     full_size = Timing()

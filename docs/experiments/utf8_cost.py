@@ -1,7 +1,7 @@
 """What does websocket-client's UTF-8 validation cost for messages of the size Binance sends?
 
-Prints, for each size, the fastest of several runs of websocket-client's validation, of Python's own strict
-decoding (which rejects all that validation rejects) and of JSON parsing.
+For each size, this prints the fastest of several runs of websocket-client's validation, of Python's strict decoding
+(which rejects everything that the validation rejects) and of JSON parsing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROWS = {"October 2026, second message": 217, "October 2026, first message": 745}
 
 
 def market(rows: int) -> bytes:
-    """Return one message of the all-market stream, shaped and sized as Binance sends it."""
+    """Return one message of the all-market stream, with the shape and size of Binance's messages."""
     row = {
         "e": "markPriceUpdate",
         "E": 1795500000000,
@@ -38,13 +38,13 @@ def market(rows: int) -> bytes:
 
 
 def milliseconds(statement: str, message: bytes) -> float:
-    """Return the time of the fastest of REPEATS runs."""
+    """Return the duration of the fastest of REPEATS runs, in ms."""
     names = {"message": message, "validate_utf8": validate_utf8, "json": json}
     return min(timeit.repeat(statement, globals=names, number=1, repeat=REPEATS)) * 1000
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the durations and print them."""
     validator = "Python" if importlib.util.find_spec("wsaccel") is None else "wsaccel (compiled)"
     print(
         f"websocket-client {version('websocket-client')} validating in {validator}; Python {platform.python_version()}"

@@ -1,28 +1,19 @@
 """What the user has chosen is in the address: reload, back and a link keep it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from selenium.webdriver import Keys
 
 from tests.support.browser import Browser
-from tests.support.page_files import market, serve, write
+from tests.support.page_files import market, write
 from tests.support.programs import Server
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server alone, over a market of now."""
-    folder: Path = tmp_path_factory.mktemp("host")
-    write(folder, market())
-    with serve(folder) as server:
-        yield server
-
-
 @pytest.fixture
-def page(browser: Browser, server: Server) -> Browser:
-    """The page, as nobody has chosen anything yet."""
+def page(browser: Browser, folder: Path, server: Server) -> Browser:
+    """The page over a market of now, as nobody has chosen anything yet."""
+    write(folder, market())
     browser.open(server)
     browser.wait_for_rows(49)
     return browser

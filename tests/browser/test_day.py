@@ -1,12 +1,12 @@
 """The strip of the last 24 hours, over a made-up day."""
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from selenium.webdriver import ActionChains, Keys
 
 from tests.support.browser import Browser
-from tests.support.page_files import QUARTER_S, aged, quarter, quarter_start_s, serve, write
+from tests.support.page_files import QUARTER_S, aged, quarter, quarter_start_s, write
 from tests.support.programs import Server
 
 WATCHED_SINCE = 80
@@ -49,17 +49,16 @@ def hours(start_s: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server alone, over the day's file."""
-    folder = tmp_path_factory.mktemp("host")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the day's file."""
+    folder: Path = tmp_path_factory.mktemp("host")
     history = [quarter(start_s(ago), **EVENTS.get(ago, {})) for ago in range(WATCHED_SINCE, -1, -1)]
     gaps = [
         {"start": start_s(30) + 100, "seconds": 45, "cause": "stream: it was cut"},
         {"start": start_s(9) - 100, "seconds": 1200, "cause": "not running"},
     ]
     write(folder, {"BTCUSDT": aged(0.5)}, history=history, gaps=gaps)
-    with serve(folder) as server:
-        yield server
+    return folder
 
 
 @pytest.fixture

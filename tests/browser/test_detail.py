@@ -1,13 +1,12 @@
 """The detail of a row: who pays whom and how much, and the chart of its settlements."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from selenium.webdriver import ActionChains, Keys
 
 from tests.support.browser import Browser
-from tests.support.page_files import aged, market, serve, settlements, write, write_history
+from tests.support.page_files import aged, market, settlements, write, write_history
 from tests.support.programs import Server
 
 HISTORY = settlements(8)
@@ -21,13 +20,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     incomplete = settlements(4, 10, complete=False)
     write_history(folder, {"BTCUSDT": HISTORY, "ETHUSDT": incomplete, "NEWUSDT": {**HISTORY, "data": []}})
     return folder
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
-    """The server alone."""
-    with serve(folder) as server:
-        yield server
 
 
 @pytest.fixture

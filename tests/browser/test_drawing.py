@@ -40,12 +40,6 @@ if (open && !(facts.includes(open[4]) && facts.includes("Age" + open[10]))) faul
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the state file."""
-    return tmp_path_factory.mktemp("host")
-
-
-@pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
     """A server over a file in which every number changes five times a second."""
     with Ticking(folder, SYMBOLS, 0.2), serve(folder) as server:

@@ -13,7 +13,6 @@ from tests.support.page_files import (
     market,
     quarter,
     quarter_start_s,
-    serve,
     served,
     settlements,
     wave,
@@ -34,13 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("host")
     write_history(folder, {LONG: settlements(1)})
     return folder
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
-    """The server alone."""
-    with serve(folder) as server:
-        yield server
 
 
 @pytest.fixture

@@ -6,21 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.browser import Browser
-from tests.support.page_files import HOSTILE, aged, market, serve, write
+from tests.support.page_files import HOSTILE, aged, market, write
 from tests.support.programs import Server
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the state file."""
-    return tmp_path_factory.mktemp("host")
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
-    """The server alone."""
-    with serve(folder) as server:
-        yield server
 
 
 @pytest.fixture

@@ -7,18 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.browser import Browser, chromium
-from tests.support.page_files import HOSTILE, market, serve, settlements, write, write_history
+from tests.support.page_files import HOSTILE, market, settlements, write, write_history
 from tests.support.programs import Server
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server alone."""
-    folder: Path = tmp_path_factory.mktemp("host")
-    write(folder, market())
-    write_history(folder, {symbol: settlements(8) for symbol in market()})
-    with serve(folder) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +19,10 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser, server: Server) -> Browser:
+def page(browser: Browser, folder: Path, server: Server) -> Browser:
     """The page, with all that it loads."""
+    write(folder, market())
+    write_history(folder, {symbol: settlements(8) for symbol in market()})
     browser.open(server)
     browser.wait_for_rows(49)
     browser.wait("strip.children.length === 97", "the strip")

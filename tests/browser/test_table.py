@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +31,6 @@ RISING_FIRST = {"Symbol", "Next in"}
 SIGNED = {"Rate", "Annualized", "Settled", "7 days", "Premium, bp"}
 MINUS, NO_VALUE = "\N{MINUS SIGN}", "\N{EN DASH}"
 SPELLINGS = ["BTC-USDT", "btc/usdt", "btc_usdt", "BTC/USDT:USDT", "BTCUSDT.P", "  btc usdt ", "BTCUSD"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the state file."""
-    return tmp_path_factory.mktemp("host")
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
-    """The server alone."""
-    with serve(folder) as server:
-        yield server
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from tests.exchange import Exchange, Market
 from tests.support.browser import Browser
-from tests.support.programs import Daemon, Server
+from tests.support.programs import Server, running_both
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -18,13 +18,9 @@ DAY_MS = 86_400_000
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Both programs over a small exchange that ticks twice a second."""
     folder = tmp_path_factory.mktemp("host")
-    with (
-        Exchange(Market(usd_m=20, tradfi=5, coin_m=2, fundless=2), tick_s=0.5) as exchange,
-        Daemon(exchange, folder) as daemon,
-        Server(folder) as server,
-    ):
-        daemon.wait_for_live()
-        yield server
+    market = Market(usd_m=20, tradfi=5, coin_m=2, fundless=2)
+    with Exchange(market, tick_s=0.5) as exchange, running_both(exchange, folder) as both:
+        yield both.server
 
 
 @pytest.fixture

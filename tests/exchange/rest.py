@@ -79,6 +79,7 @@ class RestService:
         self._server_time_ms = server_time_ms
         self._server: asyncio.Server | None = None
         self._serving: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._stalled: set[asyncio.StreamWriter] = set()
         self._weight_minute = 0
         self._weight_used = 0
 
@@ -108,6 +109,10 @@ class RestService:
         await asyncio.gather(*tasks)
         await server.wait_closed()
 
+    def stall_open(self) -> None:
+        """Answer nothing any more on the connections that are open now."""
+        self._stalled |= set(self._serving.values())
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -119,12 +124,17 @@ class RestService:
             return  # the client has left, or the exchange goes down
         finally:
             del self._serving[task]
+            self._stalled.discard(writer)
             writer.close()
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; False ends the connection."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         request_line, *lines = head.rstrip("\r\n").split("\r\n")
+        if writer in self._stalled:
+            while await reader.read(4096):
+                pass
+            return False
         method, target, _ = request_line.split(" ")
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         fault = self._next_fault(target)

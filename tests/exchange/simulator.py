@@ -237,6 +237,15 @@ class Exchange:
 
     # Endings
 
+    def fail_over(self) -> None:
+        """Let nothing pass any more on the connections that are open now, of stream and REST; new ones work.
+
+        A firewall that fails over without its table of connections does this.
+        """
+        if self.live:
+            self.stall(ALL)
+        self._thread.call(self._rest.stall_open)
+
     def drop(self, which: Which = ALL) -> None:
         """End TCP connections with a FIN and no close frame."""
         self._each(which, lambda connection: self._stream.finish(connection, "dropped with FIN"))

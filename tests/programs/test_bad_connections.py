@@ -8,7 +8,7 @@ import pytest
 from tests.exchange import FUTURE, Exchange
 from tests.support.bad_days import logs_calmly, recovers
 from tests.support.peers import Listener, answers
-from tests.support.programs import Daemon, free_port
+from tests.support.programs import Daemon
 from tests.support.tls_front import tls_front
 from tests.support.waiting import eventually
 
@@ -131,12 +131,3 @@ def test_all_connections_lost_at_once(
         recovers(daemon)
         assert daemon.status()["disconnects"] == 2
         logs_calmly(daemon)
-
-
-def test_proxy_variables_do_not_concern_this_host(exchange: Exchange, tmp_path: Path) -> None:
-    """websocket-client and requests would send even localhost through a proxy."""
-    proxy = f"http://127.0.0.1:{free_port()}"
-    variables = {"http_proxy": proxy, "HTTP_PROXY": proxy, "https_proxy": proxy, "ALL_PROXY": proxy}
-    with Daemon(exchange, tmp_path, **variables) as daemon:
-        recovers(daemon)
-        assert daemon.status()["rest"]["errors"] == 0

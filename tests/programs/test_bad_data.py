@@ -104,7 +104,7 @@ def test_older_and_equal_event_times_change_nothing(exchange: Exchange, tmp_path
     exchange.silence(FUTURE)
     with Daemon(exchange, tmp_path, SILENCE_SECONDS=60) as daemon:
         exchange.wait_for_live(2)
-        now_ms = exchange.now_ms() + 1000
+        now_ms = exchange.now_ms()
         newest = exchange.market.row("BTCUSDT", now_ms)
         exchange.send(envelope([newest]), 0)
         eventually(lambda: daemon.records().get("BTCUSDT", {}).get("eventTime") == now_ms, "the newest row")
@@ -129,3 +129,17 @@ def test_rows_ahead_of_their_time_cost_themselves_only(exchange: Exchange, tmp_p
         assert daemon.status()["rejected_rows"] == 1  # counted once, though both connections bring it
         assert daemon.status()["disconnects"] == 0
         logs_calmly(daemon)
+
+
+def test_an_answer_of_half_a_surrogate_pair_disturbs_nothing(exchange: Exchange, tmp_path: Path) -> None:
+    """Quoted in the log, the state file and systemd's status it cannot be encoded; a restart meets it again."""
+    exchange.rest_fault(200, body='["\\ud800"]')
+    for _ in range(2):
+        with Daemon(exchange, tmp_path, REST_POLL_SECONDS=0.5) as daemon:
+            daemon.wait_for_live()
+            eventually(lambda: daemon.status()["rest"]["errors"] >= 2, "two such answers")
+            daemon.wait_for_newer_data()
+            assert "ud800" in daemon.status()["rest"]["last_error"]
+            logs_calmly(daemon)
+            daemon.terminate()
+            assert daemon.process.returncode == 0

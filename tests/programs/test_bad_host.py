@@ -13,6 +13,7 @@ import pytest
 from tests.exchange import Exchange
 from tests.support.bad_days import logs_calmly, recovers
 from tests.support.programs import ROOT, STATE_FILE, Daemon, Server
+from tests.support.sampling import oldest_age_s
 from tests.support.waiting import eventually
 
 
@@ -115,11 +116,11 @@ def test_thread_that_dies_of_a_bug_ends_the_process(exchange: Exchange, tmp_path
     """A bug must not leave a daemon that looks alive: non-zero status, and the traceback once."""
     (tmp_path / "sitecustomize.py").write_text(
         "import binance_funding.daemon.output.publisher as p\n"
-        "def write(self):\n"
-        "    if self.book.rates():\n"
+        "def render(self, rates, *more):\n"
+        "    if rates:\n"
         "        raise RuntimeError('a bug')\n"
-        "    return original(self)\n"
-        "original, p.Publisher.write = p.Publisher.write, write\n"
+        "    return original(self, rates, *more)\n"
+        "original, p.Renderer.render = p.Renderer.render, render\n"
     )
     path = f"{tmp_path}:{ROOT}"
     with Daemon(exchange, tmp_path, PYTHONPATH=path) as daemon:
@@ -140,3 +141,24 @@ def test_pause_of_the_whole_process_loses_no_connection(exchange: Exchange, tmp_
         assert daemon.status()["disconnects"] == 0
         assert not any(" ERROR " in line for line in daemon.log), "\n".join(daemon.log)
         logs_calmly(daemon)
+
+
+@pytest.mark.parametrize("ahead_s", [60.0, 9.0, 4.0])
+def test_binance_ahead_of_what_is_known_is_current_again_within_20_s(
+    exchange: Exchange, tmp_path: Path, ahead_s: float
+) -> None:
+    """So it looks from a virtual machine that was paused without its clocks; and a restart starts from the truth."""
+    with Daemon(exchange, tmp_path) as daemon:
+        daemon.wait_for_live()
+        eventually(lambda: daemon.status()["clock_offset_seconds"] is not None, "Binance's time")
+        exchange.clock_offset_s = ahead_s
+        eventually(lambda: daemon.records() and oldest_age_s(exchange, daemon) < 2, "current data", 20)
+        eventually(lambda: abs(daemon.status()["clock_offset_seconds"] - ahead_s) < 1, "the right time", 20)
+        assert daemon.status()["disconnects"] == 0
+        logs_calmly(daemon)
+        daemon.terminate()
+    exchange.clock_offset_s = 2 * ahead_s
+    with Daemon(exchange, tmp_path) as daemon:
+        eventually(lambda: daemon.records() and oldest_age_s(exchange, daemon) < 2, "current data", 20)
+        eventually(lambda: abs((daemon.status()["clock_offset_seconds"] or 0) - 2 * ahead_s) < 1, "the right time", 20)
+        assert daemon.status()["rejected_rows"] == 0

@@ -27,8 +27,8 @@ from tests.support.waiting import eventually
         pytest.param(lambda e: e.rest_wrong_shape(), "no list", id="wrong shape"),
         pytest.param(lambda e: e.rest_hang(), "no answer in time", id="hanging"),
         pytest.param(lambda e: e.rest_trickle(), "no answer in time", id="trickle"),
-        pytest.param(lambda e: e.rest_cut(), "no connection", id="cut in the middle"),
-        pytest.param(lambda e: e.rest_reset(), "no connection: connection reset", id="RST"),
+        pytest.param(lambda e: e.rest_cut(), "connection ended before the whole answer", id="cut in the middle"),
+        pytest.param(lambda e: e.rest_reset(), "connection reset", id="RST"),
         pytest.param(lambda e: e.down(ws=False), "no connection: connection refused", id="refused"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import pytest
 
 from binance_funding.daemon.context import Context
-from binance_funding.daemon.source.connection import Connection, Ending
+from binance_funding.daemon.source.connection import Connection
+from binance_funding.daemon.source.faults import Cause, Kind
 from binance_funding.settings import load
 from tests.exchange import FUTURE, Exchange, Market
 from tests.support.peers import Listener, answers, silent_port, trickles
 from tests.support.programs import free_port
 from tests.support.running_stream import SMALL, running
-from tests.support.waiting import eventually
+from tests.support.waiting import PATIENCE_S, eventually
 
 
 def connection_to(url: str, **settings: Any) -> Connection:
@@ -24,7 +26,7 @@ def connection_to(url: str, **settings: Any) -> Connection:
     return Connection(context, 1, url, lambda _payload: 0, lambda: None)
 
 
-def ending_of(url: str, **settings: Any) -> Ending:
+def ending_of(url: str, **settings: Any) -> Cause:
     """Let one connection run to its end; return that."""
     connection = connection_to(url, **settings)
     connection.run()
@@ -34,7 +36,7 @@ def ending_of(url: str, **settings: Any) -> Ending:
 
 def test_the_limit_of_a_message_is_not_one_of_the_connection() -> None:
     """In an hour a connection brings more than the largest message may have; that is no reason to drop it."""
-    small = partial(Connection, largest_message_bytes=1 << 20)
+    small = partial(Connection, max_message_bytes=1 << 20)
     with Exchange(Market(**SMALL), tick_s=0.2) as exchange:  # noqa: SIM117
         with running(exchange.ws_url, open_connection=small, STREAM_CONNECTIONS=1) as stream:
             stream.wait_for_live(1)
@@ -84,12 +86,14 @@ def test_a_connection_keeps_the_moment_of_its_first_mark_prices() -> None:
 
 def test_where_nothing_listens_the_address_is_unreachable() -> None:
     """Asking again soon burdens nobody."""
-    assert ending_of(f"ws://127.0.0.1:{free_port()}/") == Ending("connection refused", unreachable=True)
+    assert ending_of(f"ws://127.0.0.1:{free_port()}/") == Cause(Kind.TCP, "connection refused")
 
 
 def test_a_name_that_cannot_be_resolved_is_unreachable() -> None:
     """Asking a name server every second burdens no exchange, and its return is noticed at once."""
-    assert ending_of("ws://x..example/") == Ending("DNS: the host name cannot be resolved", unreachable=True)
+    for host in ("x..example", "nowhere.invalid"):
+        ending = ending_of(f"ws://{host}/")
+        assert (ending.kind, ending.is_unreachable) == (Kind.DNS, True)
 
 
 @pytest.mark.parametrize(("silence_s", "limit_s"), [(0.3, 0.3), (0.6, 0.6)])
@@ -98,7 +102,7 @@ def test_an_address_that_is_silent_is_given_up_in_time(silence_s: float, limit_s
     with silent_port() as port:
         connection = connection_to(f"ws://127.0.0.1:{port}/", SILENCE_SECONDS=silence_s)
         connection.run()
-    assert connection.ending == Ending("no answer in time while connecting", unreachable=True)
+    assert connection.ending == Cause(Kind.TCP, "no answer in time")
     assert connection.context.clock.steady_s() - connection.started_s >= limit_s
 
 
@@ -107,7 +111,7 @@ def test_a_handshake_that_hangs_is_no_unreachable_address() -> None:
     with Exchange(Market(**SMALL)) as exchange:
         exchange.hang_handshakes()
         ending = ending_of(exchange.ws_url, SILENCE_SECONDS=0.3)
-    assert ending == Ending("no answer in time while connecting")
+    assert (ending.kind, ending.is_unreachable) == (Kind.TIMEOUT, False)
 
 
 @pytest.mark.parametrize(
@@ -132,48 +136,90 @@ def test_whatever_answers_the_handshake_is_named_and_survived(answer: bytes) -> 
     with Listener(answers(answer)) as peer:
         ending = ending_of(f"ws://127.0.0.1:{peer.port}/")
         assert peer.accepted == 1
-    assert ending.cause
-    assert not ending.unreachable
-    assert ending.event == "lost"
+    assert ending.kind in (Kind.PROTOCOL, Kind.REFUSED, Kind.LOST)
+    assert str(ending).isprintable()
+    assert not ending.is_unreachable
 
 
 def test_what_answers_tls_with_something_else_is_named() -> None:
     """A plain HTTP server on that port, a captive portal."""
     with Listener(answers(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as peer:
         ending = ending_of(f"wss://127.0.0.1:{peer.port}/")
-    assert ending.cause.startswith("TLS: ")
-    assert not ending.unreachable
+    assert (ending.kind, ending.is_unreachable) == (Kind.TLS, False)
 
 
-def breaks_in(connection: Connection, ready: Callable[[], object]) -> None:
-    """Run the connection in a thread; break it when it is ready, and see the thread end."""
+def aborts(connection: Connection, ready: Callable[[], object]) -> None:
+    """Run the connection in a thread; abort it once when it is ready, and see the thread end."""
     thread = threading.Thread(target=connection.run, name="connection")
     thread.start()
     eventually(ready, "the connection under way")
-
-    def ended() -> bool:
-        connection.abort()
-        thread.join(0.1)
-        return not thread.is_alive()
-
-    eventually(ended, "the end of the thread")
+    connection.abort()
+    thread.join(PATIENCE_S)
     assert connection.ending is not None
 
 
-def test_a_handshake_that_trickles_can_be_broken() -> None:
-    """A header line that never ends has no timeout of its own; whoever watches breaks it, and no thread is left."""
+def test_a_connection_that_was_aborted_before_it_began_does_not_connect() -> None:
+    """Its thread may start later than the decision to end it."""
+    with Listener(answers(b"")) as peer:
+        connection = connection_to(f"ws://127.0.0.1:{peer.port}/")
+        connection.abort()
+        connection.run()
+        assert connection.ending is not None
+        assert connection.lookup is None
+        assert peer.accepted == 0
+
+
+def test_an_abort_while_a_name_is_looked_up_ends_the_attempt_at_its_first_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lookup itself cannot be ended; but no handshake follows it, even one that would never end."""
+    answered, lookup = threading.Event(), socket.getaddrinfo
+
+    def slow(*args: Any, **options: Any) -> Any:
+        answered.wait(PATIENCE_S)
+        return lookup(*args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
     with Listener(trickles(b"HTTP/1.1 101 Switching Protocols\r\nX-Long: ")) as peer:
-        breaks_in(connection_to(f"ws://127.0.0.1:{peer.port}/"), lambda: peer.accepted)
+        connection = connection_to(f"ws://127.0.0.1:{peer.port}/")
+        thread = threading.Thread(target=connection.run, name="connection")
+        thread.start()
+        eventually(lambda: connection.lookup, "the lookup")
+        connection.abort()
+        answered.set()
+        thread.join(PATIENCE_S)
+        assert connection.ending is not None
 
 
-def test_a_message_that_trickles_can_be_broken() -> None:
+def test_the_time_for_a_name_lookup_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that takes longer than SILENCE_SECONDS delays the stream and does not prevent it."""
+    lookup = socket.getaddrinfo
+
+    def slow(*args: Any, **options: Any) -> Any:
+        if args[0] != "exchange.example":
+            return lookup(*args, **options)
+        time.sleep(3)
+        return lookup("127.0.0.1", *args[1:], **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    with Exchange(Market(**SMALL), tick_s=0.2) as exchange:  # noqa: SIM117
+        with running(exchange.ws_url.replace("127.0.0.1", "exchange.example"), SILENCE_SECONDS=1) as stream:
+            stream.wait_for_live()
+            assert stream.pool.last_error is None
+
+
+def test_a_handshake_that_trickles_can_be_aborted() -> None:
+    """A header line that never ends has no timeout of its own."""
+    with Listener(trickles(b"HTTP/1.1 101 Switching Protocols\r\nX-Long: ")) as peer:
+        aborts(connection_to(f"ws://127.0.0.1:{peer.port}/"), lambda: peer.accepted)
+
+
+def test_a_message_that_trickles_can_be_aborted() -> None:
     """In the middle of a frame it takes no notice of a request to close."""
     with Exchange(Market(**SMALL), tick_s=0.1) as exchange:
         exchange.trickle(FUTURE)
-        breaks_in(connection_to(exchange.ws_url), lambda: exchange.live)
+        aborts(connection_to(exchange.ws_url), lambda: exchange.live)
 
 
-def test_breaking_a_connection_leaves_the_session_of_tls_to_its_reader() -> None:
+def test_aborting_a_connection_leaves_the_session_of_tls_to_its_reader() -> None:
     """A TLS socket's own shutdown takes the session away under the thread that is reading from it."""
 
     class TlsSocket(socket.socket):

@@ -22,11 +22,11 @@ COMMAND = [sys.executable, str(ROOT / "packaging" / "foreground.py")]
 
 
 @contextlib.contextmanager
-def foreground(folder: Path, *arguments: str, **settings: object) -> Iterator[subprocess.Popen[str]]:
-    """Run both programs in a folder, with a pipe from their stderr; end them by SIGTERM."""
+def foreground(folder: Path, *arguments: str, under: str = "", **settings: object) -> Iterator[subprocess.Popen[str]]:
+    """Run both programs in a folder, as arguments of another command if one is given. SIGTERM ends them."""
     environment = {**os.environ, **{name: str(value) for name, value in settings.items()}}
     with subprocess.Popen(
-        [*COMMAND, *arguments],
+        [*under.split(), *COMMAND, *arguments],
         cwd=folder,
         env=environment,
         stderr=subprocess.PIPE,
@@ -73,7 +73,7 @@ def has_ipv6() -> bool:
 
 
 def run(folder: Path, **settings: object) -> subprocess.CompletedProcess[str]:
-    """Run the demo in a folder to its own end."""
+    """Run the demo in a folder until it ends by itself."""
     return subprocess.run(
         [*COMMAND, "--demo"],
         cwd=folder,
@@ -104,7 +104,7 @@ def _alive(marker: str) -> list[int]:
     ],
 )
 def test_demo_answers_and_leaves_nothing_behind(tmp_path: Path, signals: list[signal.Signals]) -> None:
-    """It says how to ask as soon as there is data; all three programs end with it, however it is ended."""
+    """It prints how to ask as soon as there is data. All three programs end with it."""
     marker, port = f"DEMO_TEST={tmp_path}", free_port()
     with foreground(tmp_path, "--demo", API_PORT=port, DEMO_TEST=tmp_path) as demo:
         address = hint(demo)
@@ -118,6 +118,18 @@ def test_demo_answers_and_leaves_nothing_behind(tmp_path: Path, signals: list[si
     eventually(lambda: not _alive(marker), "all programs gone")
 
 
+def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path: Path) -> None:
+    """A SIGHUP that is ignored at the start stays ignored; SIGTERM still ends all."""
+    with foreground(tmp_path, "--demo", under="nohup", API_PORT=free_port()) as demo:
+        address = hint(demo)
+        demo.send_signal(signal.SIGHUP)
+        time.sleep(1)  # nothing to wait for: nothing must happen
+        assert ask(address) == 200
+        assert demo.poll() is None
+        demo.terminate()
+        assert demo.wait(PATIENCE_S) == 0
+
+
 @pytest.mark.parametrize(
     ("host", "reachable"),
     [
@@ -126,7 +138,7 @@ def test_demo_answers_and_leaves_nothing_behind(tmp_path: Path, signals: list[si
     ],
 )
 def test_the_hint_names_an_address_that_can_be_asked(tmp_path: Path, host: str, reachable: str) -> None:
-    """Listening on every address of the machine, the server is asked on the loopback address."""
+    """For a server on every address of the machine, the hint names the loopback address."""
     port = free_port()
     with foreground(tmp_path, "--demo", API_PORT=port, API_HOST=host) as demo:
         address = hint(demo)
@@ -135,7 +147,7 @@ def test_the_hint_names_an_address_that_can_be_asked(tmp_path: Path, host: str, 
 
 
 def test_where_there_is_no_data_the_hint_names_health(tmp_path: Path) -> None:
-    """Without Binance no symbol is known; health says so."""
+    """Without Binance no symbol is known, so the hint names health, which reports that."""
     nowhere = f"127.0.0.1:{free_port()}"
     addresses = {"BINANCE_WS_URLS": f"ws://{nowhere}/stream", "BINANCE_REST_URL": f"http://{nowhere}"}
     with foreground(tmp_path, API_PORT=free_port(), **addresses) as programs:
@@ -145,7 +157,7 @@ def test_where_there_is_no_data_the_hint_names_health(tmp_path: Path) -> None:
 
 
 def test_nobody_is_sent_to_somebody_elses_server(tmp_path: Path) -> None:
-    """Where the port is taken, the server says so, and there is no hint how to ask it."""
+    """If the port is taken, the server reports that, and no hint follows."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         demo = run(tmp_path, API_PORT=taken.getsockname()[1])
     assert demo.returncode == 69
@@ -154,14 +166,14 @@ def test_nobody_is_sent_to_somebody_elses_server(tmp_path: Path) -> None:
 
 
 def test_a_wrong_setting_is_reported_once(tmp_path: Path) -> None:
-    """Nothing is started, and nothing is said twice."""
+    """No program is started, and one line names the setting."""
     demo = run(tmp_path, API_PORT="nonsense")
     assert demo.returncode == 78
     assert len(demo.stderr.splitlines()) == 1
 
 
 def test_a_demo_without_its_exchange_does_not_ask_binance(tmp_path: Path) -> None:
-    """Where the simulated exchange cannot start, no daemon is started that would know the real addresses only."""
+    """If the simulated exchange cannot start, no daemon is started: it would ask Binance."""
     (tmp_path / "websockets.py").write_text("raise ImportError('no such library here')\n")
     demo = run(tmp_path, API_PORT=free_port())
     assert demo.returncode == 69

@@ -9,13 +9,13 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from binance_funding.server.http.limits import Limits
-from binance_funding.server.http.message import Response
+from binance_funding.server.http.message import Request, Response
 from tests.support.clock import SimulatedClock
 from tests.support.http_client import GET, HALF_A_REQUEST, Client, assert_gone, assert_refused, by_path, echo, running
 from tests.support.waiting import PATIENCE_S, eventually
@@ -265,7 +265,8 @@ def busy_client(address: tuple[str, int]) -> Client:
 def test_when_all_are_being_answered_a_new_client_gets_503_at_once(caplog: pytest.LogCaptureFixture) -> None:
     """Before it has asked anything, with Retry-After; said once, and once more when there is room again."""
     caplog.set_level("INFO")
-    with running(by_path, max_connections=2) as server, contextlib.ExitStack() as stack:
+    limits = Limits(stalled_s=FOREVER_S)
+    with running(by_path, max_connections=2, limits=limits) as server, contextlib.ExitStack() as stack:
         busy = [stack.enter_context(busy_client(server.address)) for _ in range(2)]
         for number in range(3):
             with Client(server.address) as newcomer:
@@ -285,6 +286,92 @@ def test_when_all_are_being_answered_a_new_client_gets_503_at_once(caplog: pytes
         eventually(is_served, "there is room again")
     events = [record.getMessage().partition("=")[0] for record in caplog.records]
     assert events == ["full connections", "accepting again after_s"]
+
+
+def test_when_full_a_client_that_takes_nothing_gives_way() -> None:
+    """After stalled_s, and not before; a client that takes its answer slowly stays."""
+    host = SimulatedClock()
+    with (
+        running(by_path, max_connections=2, steady_s=host.clock.steady_s) as server,
+        busy_client(server.address) as stalled,
+        busy_client(server.address) as slow,
+    ):
+        host.advance(1.5)
+        with Client(server.address) as newcomer:
+            assert newcomer.reply().status == 503
+        for _ in range(100):  # more than the kernel buffers, so that the server sees it
+            slow.received += slow.sock.recv(1 << 20)
+        host.advance(1.0)
+
+        def is_served() -> bool:
+            slow.received += slow.sock.recv(1 << 16)
+            with Client(server.address) as newcomer:
+                newcomer.send(GET)
+                return newcomer.reply().status == 200
+
+        eventually(is_served, "a newcomer gets the place")
+        with pytest.raises(ConnectionResetError):
+            stalled.rest()
+        assert slow.reply().status == 200
+
+
+def failing_events(fault: str) -> Iterator[list[bytes]]:
+    """Yield one event, and fail."""
+    yield [b"first"]
+    if fault == "bug":
+        raise KeyError(fault)
+    if fault == "file":
+        raise OSError(fault)
+
+
+@pytest.mark.parametrize("fault", ["bug", "file", "end"])
+def test_a_fault_in_the_events_of_one_subscriber_ends_only_this_one(
+    fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged once with its traceback; another subscriber still gets its events, and requests are answered."""
+
+    def handler(request: Request) -> Response:
+        events = failing_events(fault) if request.path == "/faulty" else itertools.repeat([b"."])
+        return Response(200, b"", events=None if request.path == "/" else events)
+
+    with running(handler) as server, Client(server.address) as other, Client(server.address) as subscriber:
+        subscriber.send(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        for _ in range(3):
+            with Client(server.address) as faulty:
+                faulty.send(b"GET /faulty HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert faulty.rest().endswith(b"\r\n\r\n5\r\nfirst\r\n")
+        assert other.get().status == 200
+        while b"." * 5 not in subscriber.received.replace(b"1\r\n.\r\n", b"."):
+            subscriber.received += subscriber.sock.recv(1000)
+    (record,) = caplog.records
+    assert record.exc_info
+    assert record.getMessage().startswith("connection failed ")
+
+
+def test_an_event_of_many_buffers_arrives_whole() -> None:
+    """One system call takes 1,024 buffers at most."""
+    sent = [b"%d," % number for number in range(5000)]
+    with (
+        running(lambda _: Response(200, b"", events=itertools.chain([sent], itertools.repeat([])))) as server,
+        Client(server.address, receive_buffer=4096) as client,
+    ):
+        client.send(b"GET / HTTP/1.0\r\n\r\n")
+        while not client.received.endswith(b"\r\n\r\n" + b"".join(sent)):
+            client.received += client.sock.recv(1000)
+
+
+def test_an_empty_line_after_a_request_is_not_the_beginning_of_another() -> None:
+    """The connection is idle, and gets no 408; a request that follows later is answered."""
+    limits = Limits(request_s=0.1)
+    with running(echo, limits=limits) as server, Client(server.address) as client:
+        client.send(GET + b"\r\n")
+        assert client.reply().status == 200
+        client.send(GET)
+        assert client.reply().status == 200
+        client.send(b"\r\n")
+        time.sleep(0.5)  # that nothing happens in this time is what is tested
+        client.send(GET)
+        assert client.reply().status == 200
 
 
 def wakeups(calls: list[None]) -> Callable[[], None]:

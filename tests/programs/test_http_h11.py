@@ -47,7 +47,7 @@ def test_what_h11_sends_is_accepted_and_understood(server: HttpServer) -> None:
         for _ in range(2000):
             method = chance.choice(["GET", "HEAD"])
             path = "/" + text(chance, VISIBLE_ASCII.translate({ord(c): None for c in "#%?"}), 30)
-            query = text(chance, VISIBLE_ASCII.replace("#", ""), 30)
+            query = text(chance, VISIBLE_ASCII.translate({ord(c): None for c in "#%"}), 30)
             headers = random_headers(chance)
             lines = [(name.encode(), value.encode("latin-1")) for name, value in {"Host": "x", **headers}.items()]
             request = h11.Request(method=method, target=f"{path}?{query}", headers=lines)

@@ -1,10 +1,12 @@
 """The HTTP server as a process: where it listens, how it stops, how many files and how much memory it takes."""
 
 import contextlib
+import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import h11
 import pytest
@@ -14,6 +16,7 @@ from binance_funding.server.http.listener import listen, raise_file_limit
 from binance_funding.server.http.server import HttpServer
 from tests.support.http_client import GET, HALF_A_REQUEST, HUGE, Client, by_path, echo, running
 from tests.support.http_program import http_program, usage
+from tests.support.programs import Server
 from tests.support.waiting import PATIENCE_S, eventually
 
 FOREVER_S = 1e6
@@ -40,6 +43,22 @@ def test_ipv6_works(host: str, asked: str) -> None:
     with running(echo, host=host) as server, Client((asked, server.address[1])) as client:
         assert server.address[0] == host
         assert client.get().status == 200
+
+
+def test_a_name_with_addresses_of_both_kinds_is_listened_on_by_ipv4(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As localhost on Debian, whichever is named first. The log has the address, not the name."""
+    stream = socket.SOCK_STREAM, socket.IPPROTO_TCP, ""
+    found = [(socket.AF_INET6, *stream, ("::1", 0, 0, 0)), (socket.AF_INET, *stream, ("127.0.0.1", 0))]
+    for order in (found, found[::-1]):
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, order=order, **__: order)
+        with listen("localhost", 0) as listener:
+            assert listener.getsockname()[0] == "127.0.0.1"
+    monkeypatch.undo()
+    with Server(tmp_path, API_HOST="localhost") as server:
+        server.wait_for_line(rf" listening .*host=127\.0\.0\.1 port={server.port} ")
+        assert server.get("/")[0] == 200
 
 
 def test_an_address_can_be_used_again_at_once() -> None:
@@ -206,6 +225,18 @@ def test_a_big_answer_is_not_copied_for_each_client() -> None:
             slow.send(b"GET /huge HTTP/1.1\r\nHost: x\r\nA: %d\r\n\r\n" % number)
             slow.sock.recv(100)
         assert usage(observer).memory_bytes - before.memory_bytes < 60_000_000
+
+
+def test_events_are_not_copied_for_each_subscriber_that_does_not_read() -> None:
+    """300 of them, each with 270 KB unsent: far less than 81 MB."""
+    with http_program(0, 1000) as address, contextlib.ExitStack() as stack:
+        observer = stack.enter_context(Client(address))
+        before = usage(observer)
+        for _ in range(300):
+            subscriber = stack.enter_context(Client(address, receive_buffer=4096))
+            subscriber.send(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+            subscriber.sock.recv(100)
+        assert usage(observer).memory_bytes - before.memory_bytes < 20_000_000
 
 
 def test_out_of_files_the_connection_idle_longest_gives_way() -> None:

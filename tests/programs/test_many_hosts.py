@@ -83,7 +83,7 @@ def test_a_stale_symbol_is_asked_from_the_next_host_and_all_else_still_from_the_
 
 
 def test_where_all_are_stale_the_answer_of_a_host_is_passed_on(hosts: Hosts) -> None:
-    """503 with the last known record and Retry-After, as without nginx; and 200 again as soon as one has data."""
+    """503 with the last known record and Retry-After, as without nginx; the hosts are still asked once a second."""
     for host in (hosts.first, hosts.second):
         host.exchange.down()
     eventually(lambda: hosts.ask(PATHS[0]).status_code != 200, "an answer that is not fresh")
@@ -91,6 +91,9 @@ def test_where_all_are_stale_the_answer_of_a_host_is_passed_on(hosts: Hosts) -> 
     assert (stale.status_code, stale.headers["Retry-After"], stale.headers["Cache-Control"]) == (503, "5", "no-store")
     assert stale.json()["stale"] is True
     assert stale.json()["symbol"] == "BTCUSDT"
+    seen = len(hosts.nginx.asked())
+    assert {hosts.ask(PATHS[0]).status_code for _ in range(50)} == {503}
+    assert sum(len(asked.ports) for asked in hosts.nginx.asked()[seen:]) < 50
     for host in (hosts.first, hosts.second):
         host.exchange.up()
     hosts.wait_for_answer_of(hosts.first)

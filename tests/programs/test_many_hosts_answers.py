@@ -1,6 +1,7 @@
 """What the nginx in front answers, as shipped, and with what can be switched on in its configuration."""
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,15 @@ def test_a_browser_gets_the_page_and_a_program_gets_json(hosts: Hosts) -> None:
     assert kinds == ["text/html; charset=utf-8", "application/json; charset=utf-8"] * 2
 
 
+def test_each_path_and_query_has_an_answer_of_its_own(hosts: Hosts) -> None:
+    """A question mark that belongs to the path does not begin a query."""
+    paths = ("batch?symbols=BTCUSDT", "batch?symbols=ETHUSDT", "batch%3Fsymbols=BTCUSDT", "BTCUSDT%3F", "BTCUSDT?")
+    eventually(lambda: time.time() % 1 < 0.5, "the first half of a second")
+    given = [hosts.ask(f"/funding/{path}") for path in paths]
+    assert [answer.status_code for answer in given] == [200, 200, 404, 404, 200]
+    assert [answer.json()["data"][0]["symbol"] for answer in given[:2]] == ["BTCUSDT", "ETHUSDT"]
+
+
 def test_an_answer_keeps_the_date_at_which_the_host_made_it(tmp_path: Path) -> None:
     """By it the age of a copy is known, to clients and to caches behind."""
     made = "Mon, 01 Jan 2001 00:00:00 GMT"
@@ -73,16 +83,16 @@ def test_a_host_that_swallows_packets_gives_way_to_the_next(hosts: Hosts, tmp_pa
         assert (answer.status_code, nginx.asked()[0].ports) == (200, [port, hosts.second.port])
 
 
-def test_other_methods_are_answered_by_a_host(hosts: Hosts) -> None:
+def test_other_methods_are_answered_as_by_a_host(hosts: Hosts) -> None:
     """What a browser asks before a request to another origin, too."""
-    given = {}
     for method in ("HEAD", "OPTIONS", "POST"):
-        given[method] = requests.request(method, f"{hosts.nginx.url}/funding", timeout=PATIENCE_S)
-    assert {method: (answer.status_code, answer.headers.get("Allow")) for method, answer in given.items()} == {
-        "HEAD": (200, None),
-        "OPTIONS": (204, "GET, HEAD, OPTIONS"),
-        "POST": (405, "GET, HEAD, OPTIONS"),
-    }
+        there, here = (
+            requests.request(method, f"http://127.0.0.1:{port}/funding", timeout=PATIENCE_S)
+            for port in (hosts.first.port, hosts.nginx.port)
+        )
+        assert (here.status_code, here.content) == (there.status_code, there.content)
+        names = ("Allow", "Access-Control-Allow-Origin", "Access-Control-Allow-Methods", "Access-Control-Max-Age")
+        assert {name: here.headers.get(name) for name in names} == {name: there.headers.get(name) for name in names}
 
 
 def test_without_any_host_nginx_answers_in_json(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.exchange import ALL, FUTURE, Exchange, Market
+from tests.exchange import ALL, FUTURE, PREMIUM_INDEX, Exchange, Market
 from tests.support.programs import Daemon
 from tests.support.sampling import Sampler, oldest_age_s
 from tests.support.waiting import eventually
@@ -21,7 +21,7 @@ from tests.support.waiting import eventually
 OUTAGE_S = 65.0
 OLDEST_S = 12.0
 BACK_WITHIN_S = 12.0
-MOST_REQUESTS, MOST_WEIGHT = 15, 70
+MOST_REQUESTS, MOST_WEIGHT = 15, 130
 _AGAIN_EVERY_S = 1.0
 _DEFAULTS = {
     "SILENCE_SECONDS": 15,
@@ -68,6 +68,39 @@ def stalled(exchange: Exchange) -> None:
     exchange.stall(ALL)
 
 
+def failed_over(exchange: Exchange) -> None:
+    """Let a firewall forget all connections, and new ones bring nothing."""
+    exchange.silence(FUTURE)
+    exchange.fail_over()
+
+
+class FailsNow:
+    """Lets one snapshot fail every so many seconds."""
+
+    def __init__(self, every_s: int) -> None:
+        self._every_s = every_s
+        self._calls = 0
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Be called every second."""
+        self._calls += 1
+        if self._calls % self._every_s == 0:
+            exchange.rest_fault(500, path=PREMIUM_INDEX, count=1)
+
+
+class FailsOverAgain:
+    """Lets the firewall forget all connections every 20 s."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Be called every second."""
+        self._calls += 1
+        if self._calls % 20 == 0:
+            exchange.fail_over()
+
+
 OUTAGES = {
     "refused": Outage(refused),
     "unreachable": Outage(lambda exchange: exchange.down(rest=False)),
@@ -77,6 +110,8 @@ OUTAGES = {
     "garbage": Outage(silenced, lambda exchange: exchange.send("{")),
     "empty": Outage(silenced, lambda exchange: exchange.send_rows([])),
     "half the market": Outage(half),
+    "firewall": Outage(failed_over, FailsOverAgain()),
+    "single failed answers": Outage(silenced, FailsNow(20)),
 }
 
 
@@ -165,3 +200,31 @@ def test_an_outage_of_the_stream_leads_to_no_old_data(results: dict[str, Result]
     assert result.most_weight <= MOST_WEIGHT
     assert len(result.log) <= 40, "\n".join(result.log)
     assert not any("Traceback" in line for line in result.log)
+
+
+SLOW_NAMES = """
+import socket, time
+_lookup = socket.getaddrinfo
+def getaddrinfo(host, *args, **options):
+    if host == "exchange.example":
+        time.sleep(11)
+        host = "127.0.0.1"
+    return _lookup(host, *args, **options)
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+def test_a_name_server_that_takes_11_s_delays_data_and_does_not_prevent_it(tmp_path: Path) -> None:
+    """Longer than any limit of a request or a connection, which begin when the name is known. No trouble is logged."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_NAMES, encoding="ascii")
+    with Exchange(Market(usd_m=15, tradfi=10, coin_m=2, fundless=2)) as exchange:
+        urls = {
+            "BINANCE_WS_URLS": exchange.ws_url.replace("127.0.0.1", "exchange.example"),
+            "BINANCE_REST_URL": exchange.rest_url.replace("127.0.0.1", "exchange.example"),
+        }
+        limits = {**_DEFAULTS, "REST_TIMEOUT_SECONDS": 5, "SILENCE_SECONDS": 7}
+        with Daemon(exchange, tmp_path, PYTHONPATH=tmp_path, **limits, **urls) as daemon:
+            daemon.wait_for_live()
+            assert daemon.status()["rest"]["last_success_time"]
+            daemon.wait_for_newer_data()
+            assert not any("connect failed" in line or "REST failed" in line for line in daemon.log)

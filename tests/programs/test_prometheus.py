@@ -259,9 +259,9 @@ def test_prometheus_scrapes_what_the_exchange_sent(tmp_path: Path) -> None:
         assert [rule["name"] for rule in group["rules"]] == alert_names()
 
 
-def test_prometheus_sees_a_server_without_state_file_as_down(tmp_path: Path) -> None:
-    """No file is no empty page: the target is down, and an alert can say so."""
+def test_prometheus_scrapes_a_server_without_a_state_file(tmp_path: Path) -> None:
+    """The server's own metrics are there, and so is what the first alert looks for: no metric of the file."""
     with Server(tmp_path) as server, running(tmp_path / "prometheus", server.port) as client:
-        eventually(lambda: [value for _, _, value in client.samples("up")] == [0.0], "up is 0")
-        (target,) = client.ask("targets")["activeTargets"]
-        assert "503" in target["lastError"]
+        eventually(lambda: [value for _, _, value in client.samples("binance_funding_info")] == [1.0], "metrics")
+        missing = "up unless on (job, instance) binance_funding_state_file_timestamp_seconds"
+        assert len(client.ask("query", query=missing)["result"]) == 1

@@ -54,6 +54,14 @@ def has_data(subscriber: Subscriber) -> bool:
     return bool(subscriber.follower.data)
 
 
+def test_more_symbols_than_the_kernel_takes_pieces_at_once(server: Server, tmp_path: Path) -> None:
+    """The snapshot of 1,200 named symbols comes whole, although one system call takes 1,024 pieces."""
+    names = [f"S{number:04}USDT" for number in range(1201)]
+    write(tmp_path, {name: record() for name in names})
+    with Subscriber(server.port, f"?symbols={','.join(names[1:])}") as subscriber:
+        subscriber.wait(lambda: len(subscriber.follower.data) == 1200, "all records")
+
+
 def test_every_name_fits_into_one_request(server: Server) -> None:
     """881 of them, percent-encoded, commas too, in lower case, with one that nobody knows."""
     with Subscriber(server.port, "?symbols=" + quote(",".join([*NAMES, "nope"]).lower(), safe="")) as subscriber:

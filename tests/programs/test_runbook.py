@@ -74,7 +74,7 @@ def test_the_line_for_cron_prints_what_is_wrong(exchange: Exchange, tmp_path: Pa
 
 def test_the_line_for_cron_can_write_to_the_journal(tmp_path: Path) -> None:
     """In the way that is named beside it."""
-    (instead,) = re.findall(r"`(logger [^`]*)` in place of\n`(echo [^`]*)`", SECTION)
+    (instead,) = re.findall(r"`(logger [^`]*)` in place of\s+`(echo [^`]*)`", SECTION)
     stub = tmp_path / "logger"
     stub.write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
     stub.chmod(0o755)

@@ -31,7 +31,7 @@ file.lock()
 print("writing", flush=True)
 while True:
     now_s = time.clock_gettime(time.CLOCK_MONOTONIC)
-    records = [record_text(f'"S{n}"', "0.0001", "1.5", "1.5", 1, 1, now_s, 8, "rest") for n in range(700)]
+    records = [record_text(f'"S{n}"', now_s) for n in range(700)]
     file.write(records, {"version": 1, "updated_at": now_s}, {"end": now_s})
 """
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from binance_funding.daemon.output.publisher import Annotations, Publisher
+from binance_funding.daemon.record import REST
 from binance_funding.daemon.source.rates import MalformedMessage, decode_premium_index
 from binance_funding.server.state_reader import StateReader
 from binance_funding.state_file import StateFile
@@ -95,7 +96,7 @@ class Bench:
             decoded = decode_premium_index(body, self.desk.now_s)
         except MalformedMessage:
             return
-        rates = decoded.up_to(self.desk.context.exchange_clock.latest_ms(self.desk.now_s)).rates
+        rates = self.desk.feed.admit(decoded, REST, self.desk.now_s).rates
         self.desk.book.stream_is_live = self.rng.random() < 0.5
         self.desk.freshness.merge(rates)
         self.desk.book.note_snapshot(rates, self.desk.now_s)

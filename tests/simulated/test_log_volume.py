@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from binance_funding.daemon.source.rest import RestError
+from binance_funding.daemon.source.rest_client import RestError
 from tests.support.clock import STEADY_S
 from tests.support.house import HOUR_S, House, lines_of
+from tests.support.simulated_rest import http_error, lost
 from tests.support.simulated_stream import Line, opens_and_stays_silent, refuses, unreachable
 
 
@@ -43,7 +44,7 @@ def test_a_stream_that_falls_behind_is_never_named_a_wrong_clock(
 ) -> None:
     """Binance's time comes from REST, and stays known while that fails."""
     house.advance(120)
-    house.binance.fails = lambda path: RestError("no connection", "connection")
+    house.binance.fails = lambda path: lost("no connection")
     for line in house.lines.open:
         line.falls_behind(0.5)
     house.advance(120)
@@ -55,13 +56,13 @@ def test_a_stream_that_falls_behind_is_never_named_a_wrong_clock(
 def test_a_gap_is_logged_with_the_trouble_of_its_time_only(house: House, caplog: pytest.LogCaptureFixture) -> None:
     """Not with a loss or a refusal that was over before it began."""
     house.advance(60)
-    house.binance.fails = lambda path: RestError("an old trouble", "500")
+    house.binance.fails = lambda path: lost("an old trouble")
     house.lines.open[0].ends("an old loss")
     house.advance(120)
     house.binance.fails = lambda path: None
     house.advance(120)
     house.exchange.symbols = []
-    house.binance.fails = lambda path: RestError("a trouble of REST", "500")
+    house.binance.fails = lambda path: lost("a trouble of REST")
     house.advance(9)
     house.exchange.symbols = ["BTCUSDT", "ETHUSDT"]
     house.advance(30)
@@ -82,7 +83,7 @@ def test_what_comes_and_goes_costs_few_lines(house: House, caplog: pytest.LogCap
     house.advance(120)
     caplog.clear()
     turns = iter(range(1_000_000))
-    house.binance.fails = lambda path: RestError("HTTP 500", "500") if next(turns) % 2 else None
+    house.binance.fails = lambda path: http_error(500) if next(turns) % 2 else None
 
     def answer(line: Line) -> None:
         if next(turns) % 2:
@@ -95,8 +96,8 @@ def test_what_comes_and_goes_costs_few_lines(house: House, caplog: pytest.LogCap
     house.lose_all()
     house.advance(HOUR_S)
     assert len(caplog.records) < 100
-    assert {"REST refused", "REST recovered", "lost", "connect failed"} <= {
-        event for event in ("REST refused", "REST recovered", "lost", "connect failed") if lines_of(caplog, event)
+    assert {"REST failed", "REST recovered", "lost", "connect failed"} <= {
+        event for event in ("REST failed", "REST recovered", "lost", "connect failed") if lines_of(caplog, event)
     }
 
 
@@ -173,7 +174,7 @@ def hour_without(house: House, answer: Callable[[Line], None], rest_error: RestE
 def test_an_hour_without_exchange_costs_few_lines(house: House, caplog: pytest.LogCaptureFixture, cause: str) -> None:
     """Fewer than 20 lines of all parts together, from the loss to the recovery, the cause among them."""
     caplog.set_level(logging.INFO)
-    hour_without(house, OUTAGES[cause], RestError("no connection: connection refused", "connection"))
+    hour_without(house, OUTAGES[cause], lost("no connection: connection refused"))
     house.lines.answer = Line.brings
     house.binance.fails = lambda path: None
     house.advance(300)
@@ -193,6 +194,6 @@ def test_an_hour_of_refused_rest_costs_few_lines(house: House, caplog: pytest.Lo
     """The same where REST is refused, whatever the reason."""
     caplog.set_level(logging.INFO)
     told_s = 120.0 if status == 418 else 0.0
-    hour_without(house, unreachable, RestError(f"refused (HTTP {status})", str(status), told_s))
+    hour_without(house, unreachable, http_error(status, told_s))
     assert len(caplog.records) < 20
-    assert len(lines_of(caplog, f'REST refused cause="refused (HTTP {status})"')) in range(1, 7)
+    assert len(lines_of(caplog, "REST refused")) in range(1, 7)

@@ -8,10 +8,11 @@ from itertools import pairwise
 
 import pytest
 
-from binance_funding.daemon.source.rates import REST
-from binance_funding.daemon.source.rest import BrokenOff, RestError
+from binance_funding.daemon.record import REST
+from binance_funding.daemon.source.faults import NO_ANSWER_IN_TIME
+from binance_funding.daemon.source.rest_client import Aborted, RestError
 from tests.support.samples import index_row
-from tests.support.simulated_rest import INDEX, INFO, TIME, RestWorld, refused
+from tests.support.simulated_rest import INDEX, INFO, TIME, RestWorld, http_error, lost, refused
 
 HOUR_S = 3600.0
 
@@ -34,7 +35,7 @@ def test_while_the_stream_is_well_a_snapshot_comes_every_minute() -> None:
     assert times_s[0] == pytest.approx(world.exchange.now_s - HOUR_S, abs=1)
     assert len(times_s) == 60
     assert intervals_s(times_s) == pytest.approx([60] * 59, abs=0.1)
-    quarters = world.context.history.to_json(world.exchange.time.wall_s)["history"]
+    quarters = world.context.last_day.to_json(world.exchange.time.wall_s)["history"]
     assert sum(quarter["runs"] for quarter in quarters) == world.poller.polls == 60
     compared = world.context.comparison.state["totals"]["compared"]
     assert sum(quarter["compared"] for quarter in quarters) == compared == 120
@@ -71,7 +72,7 @@ def test_refused_at_the_start_nothing_else_is_asked_for_either() -> None:
 def test_a_refusal_of_anything_holds_for_the_snapshots(path: str) -> None:
     """Binance counts by IP, not by path."""
     world = RestWorld()
-    world.binance.fails = only_for(path, RestError("too many", "429", 500.0))
+    world.binance.fails = only_for(path, http_error(429, 500.0))
     world.advance(490)
     assert len(world.binance.times_s()) == 1
 
@@ -119,9 +120,9 @@ def test_trouble_of_binances_own_is_met_by_asking_as_usual() -> None:
 def test_failures_are_counted_by_kind_and_the_last_one_is_named() -> None:
     """The usual kinds are there from the start, so that a rate over them is right from the first one on."""
     world = RestWorld()
-    usual = ("403", "418", "429", "451", "connection", "malformed", "timeout")
+    usual = ("403", "418", "429", "451", "connection", "malformed", "old", "timeout")
     assert world.poller.status()["errors_by_status"] == dict.fromkeys(usual, 0)
-    for error in (RestError("no answer in time", "timeout"), RestError("HTTP 500", "500")):
+    for error in (RestError(NO_ANSWER_IN_TIME), http_error(500)):
         world.binance.fails = only_for(INDEX, error)
         world.advance(60)
     world.binance.fails = lambda path: None
@@ -178,7 +179,7 @@ def test_an_hour_without_rest_costs_few_lines(caplog: pytest.LogCaptureFixture) 
     caplog.set_level(logging.INFO)
     world = RestWorld()
     world.advance(60)
-    ways = [RestError("no connection", "connection"), RestError("no answer in time", "timeout"), refused(500)(INDEX)]
+    ways = [lost(), RestError(NO_ANSWER_IN_TIME), http_error(500)]
     world.binance.fails = lambda path: ways[len(world.binance.asked) % 3]
     world.stream_is_well = False
     world.advance(HOUR_S)
@@ -221,7 +222,7 @@ def test_the_request_under_way_is_broken_off_at_the_end() -> None:
     """The client can do it from another thread; the poller passes it on."""
     world = RestWorld()
     world.poller.abort()
-    assert world.binance.broken_off == 1
+    assert world.binance.aborted == 1
 
 
 def test_a_request_that_was_broken_off_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
@@ -229,7 +230,7 @@ def test_a_request_that_was_broken_off_is_no_failure(caplog: pytest.LogCaptureFi
     world = RestWorld()
 
     def broken_off(_path: str) -> float:
-        raise BrokenOff
+        raise Aborted
 
     world.binance.takes_s = broken_off
     world.poller.run(threading.Event())
@@ -258,9 +259,9 @@ def test_funding_intervals_that_cannot_be_had_are_asked_for_every_minute(caplog:
     world = RestWorld()
     world.exchange.symbols = world.exchange.listed = ["BTCUSDT", "ETHUSDT"]
     world.poller.restore(0.0, {"BTCUSDT": 2}, frozenset())
-    world.binance.fails = only_for(INFO, RestError("server error (HTTP 500)", "500"))
+    world.binance.fails = only_for(INFO, http_error(500))
     world.advance(HOUR_S)
-    assert all(59 <= apart_s <= 61 for apart_s in intervals_s(world.binance.times_s(INFO)))
+    assert all(55 <= apart_s <= 61 for apart_s in intervals_s(world.binance.times_s(INFO)))
     assert world.poller.interval_hours == {"BTCUSDT": 2}
     assert 1 <= len(caplog.records) <= 6
     assert all("funding intervals unknown" in message for message in caplog.messages)
@@ -295,7 +296,7 @@ def test_new_symbols_are_asked_for_once_a_minute_at_most() -> None:
 def test_an_interval_is_assumed_until_binance_has_listed_them() -> None:
     """Not listed means 8 h only once there was a list; until then it is a guess, and marked as one."""
     world = RestWorld()
-    world.binance.fails = only_for(INFO, RestError("no answer in time", "timeout"))
+    world.binance.fails = only_for(INFO, RestError(NO_ANSWER_IN_TIME))
     world.advance(120)
     assert world.poller.interval_known == frozenset()
     world.binance.fails = lambda path: None

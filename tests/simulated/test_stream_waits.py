@@ -4,9 +4,11 @@ import logging
 import random
 from collections.abc import Callable
 from itertools import pairwise
+from typing import cast
 
 import pytest
 
+from binance_funding.daemon.source.lookup import Lookup
 from tests.support.simulated_stream import Line, World, by_url, opens_and_stays_silent, refuses, unreachable
 
 FIRST, SECOND = "ws://one.example/market", "ws://two.example/market"
@@ -177,6 +179,43 @@ def test_all_lost_for_an_hour_data_comes_within_2_s_of_the_return(seed: int) -> 
     world.advance(2)
     assert len(world.pool.live()) >= 1
     assert world.pool.live()[0].url == FIRST
+
+
+@pytest.mark.parametrize("back_after_s", [7, 93, 600, 601, 605, 611])
+def test_after_an_outage_all_connections_follow_the_address_that_works(back_after_s: float) -> None:
+    """The others neither finish their attempts at silent addresses nor wait for their backoff."""
+    world = World(FIRST, SECOND, "ws://three.example/market")
+    world.advance(120)
+    world.lines.answer = opens_and_stays_silent
+    for line in world.lines.open:
+        line.ends()
+    world.advance(back_after_s)
+    world.lines.answer = by_url(one=opens_and_stays_silent, two=Line.brings, three=opens_and_stays_silent)
+    while not world.pool.live():
+        world.advance(0.5)
+    world.advance(5)
+    assert [connection.url for connection in world.pool.live()] == [SECOND, SECOND]
+
+
+def test_attempts_that_hang_are_bounded() -> None:
+    """While a name server hangs, each attempt is given up after its time and leaves a thread behind."""
+
+    class Hanging:
+        ended_s = None
+
+    def hangs(line: Line) -> None:
+        line.lookup, line.ends_when_told = cast("Lookup", Hanging()), False
+
+    world = World()
+    world.lines.answer = hangs
+    world.advance(HOUR_S)
+    assert len(world.lines.open) <= 10
+    assert "name server" in (world.pool.last_error or "")
+    for line in world.lines.all:
+        line.ends_when_told = True
+    world.lines.answer = Line.brings
+    world.advance(10)
+    assert len(world.pool.live()) == 2
 
 
 def test_a_pause_outlives_the_daemon() -> None:

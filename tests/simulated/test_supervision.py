@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from binance_funding.daemon.source.rest import RestError
-from binance_funding.state_file import AlreadyRunning, StateFile
+from binance_funding.daemon.source.faults import NO_ANSWER_IN_TIME
+from binance_funding.daemon.source.rest_client import RestError
+from binance_funding.server.content import Content
+from binance_funding.server.health import judge
+from binance_funding.state_file import AlreadyRunning, StateFile, read, written_age_s
+from tests.support.clock import BOOT_ID
 from tests.support.house import HOUR_S, House, lines_of
 from tests.support.samples import EVENT_MS, rate
+from tests.support.simulated_rest import INDEX, lost
 from tests.support.simulated_stream import Line, opens_and_stays_silent, refuses
 
 WATCHDOG_S = 15.0
@@ -26,7 +31,7 @@ def house(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> House:
 def test_status_tells_symbols_age_source_and_connections(house: House) -> None:
     """`systemctl status` answers the operator's first question, in every situation."""
     house.lines.answer = refuses("handshake refused: the firewall of Binance refuses this IP (HTTP 403)")
-    house.binance.fails = lambda path: RestError("no connection: connection refused", "connection")
+    house.binance.fails = lambda path: lost("no connection: connection refused")
     house.advance(3)
     assert house.statuses[-1] == (
         "no data yet, 0 of 2 connections: stream: handshake refused: the firewall of Binance refuses this IP "
@@ -41,11 +46,54 @@ def test_status_tells_symbols_age_source_and_connections(house: House) -> None:
         "2 symbols, newest 0 s old, source stream, 2 of 2 connections, 0 symbols from REST, 0 stale"
     )
     house.lines.answer = refuses("handshake refused")
-    house.binance.fails = lambda path: RestError("no connection", "connection")
+    house.binance.fails = lambda path: lost("no connection")
     house.lose_all()
     house.advance(190)
     assert house.statuses[-1].startswith("2 symbols, newest 190 s old, source none, 0 of 2 connections")
     assert house.statuses[-1].endswith(", 2 stale")
+
+
+MARKET = [f"S{number}USDT" for number in range(80)]
+
+
+def health(house: House) -> tuple[str, str | None]:
+    """Return what the server makes of the state file as it is now."""
+    house.write()
+    state, settings = read(house.daemon._file.path), house.daemon.settings
+    age_s = written_age_s(state, house.time.clock.now(), BOOT_ID)
+    verdict = judge(Content(state, settings.stale_seconds), age_s, settings.stale_seconds, "", settings)
+    return verdict.status, verdict.error
+
+
+@pytest.mark.parametrize("after_s", [0.0, 20.0, 40.0, 55.0])
+def test_three_halted_symbols_of_eighty_are_no_gap(tmp_path: Path, after_s: float) -> None:
+    """They are more than 1 % of the market, but the exchange itself has nothing newer."""
+    house = House(tmp_path)
+    house.exchange.symbols = house.exchange.listed = MARKET
+    house.exchange.rest_behind_s = 2.5
+    house.advance(120 + after_s)
+    house.exchange.halted_at_ms = dict.fromkeys(MARKET[:3], house.exchange.now_ms())
+    house.advance(600)
+    state = house.write()
+    assert state["gaps"] == []
+    assert max(quarter["worst"] for quarter in state["history"]) < 30
+    assert state["connection_status"]["symbols_halted"] == 3
+    assert not state["connection_status"]["fallback_active"]
+    assert health(house) == ("healthy", None)
+
+
+def test_a_rest_answer_that_is_repeated_excuses_nobody(tmp_path: Path) -> None:
+    """Symbols that only REST delivers go stale and are not halted; the trouble is named."""
+    house = House(tmp_path)
+    house.exchange.symbols, house.exchange.listed = MARKET[8:], MARKET
+    house.advance(120)
+    house.binance.bodies[INDEX] = house.exchange.premium_index()
+    house.advance(300)
+    verdict, problem = health(house)
+    assert verdict == "degraded"
+    assert "8 of 80 symbols are stale" in (problem or "")
+    assert "rows of the snapshot are" in (problem or "")
+    assert house.read()["connection_status"]["symbols_halted"] == 0
 
 
 def test_status_is_sent_when_it_changes_only(house: House) -> None:
@@ -58,7 +106,7 @@ def test_status_is_sent_when_it_changes_only(house: House) -> None:
 def test_what_the_exchange_says_is_no_order_to_systemd(house: House) -> None:
     """A close reason may hold line ends; a line of its own in a notification would be a command."""
     house.lines.answer = refuses("closed by the exchange with code 1008 (bye\nWATCHDOG=trigger\r\nREADY=0)")
-    house.binance.fails = lambda path: RestError("no connection", "connection")
+    house.binance.fails = lambda path: lost("no connection")
     house.advance(3)
     assert "WATCHDOG=trigger" in house.statuses[-1]
     assert "WATCHDOG=trigger" not in house.told
@@ -76,7 +124,7 @@ def test_watchdog_is_fed_while_everything_moves_whatever_binance_does(house: Hou
     """A restart would not mend Binance."""
     assert fed(house, 60) >= 60
     house.lines.answer = opens_and_stays_silent
-    house.binance.fails = lambda path: RestError("no answer in time", "timeout")
+    house.binance.fails = lambda path: RestError(NO_ANSWER_IN_TIME)
     house.lose_all()
     assert fed(house, 600) >= 500
 
@@ -166,12 +214,16 @@ def test_a_pause_of_the_host_was_not_watched(house: House) -> None:
     assert sum(quarter["observed"] for quarter in house.write()["history"]) == pytest.approx(120, abs=2)
 
 
+def _die() -> None:
+    raise RuntimeError("a bug")
+
+
 def test_exit_status_tells_a_signal_from_a_dead_thread(house: House) -> None:
     """0 and 70: systemd restarts after the one, and an operator searches after the other."""
     house.advance(10)
     assert house.daemon._end() == 0
     assert house.told[-1] == "STOPPING=1"
-    house.threads.crashed = "rest"
+    house.threads.guard("rest", _die)
     assert house.daemon._end() == 70
 
 
@@ -200,11 +252,11 @@ def test_a_connection_that_hangs_at_the_end_is_broken(house: House) -> None:
     assert hanging.aborts == 1
 
 
-def test_a_request_under_way_at_the_end_is_broken_off(house: House) -> None:
+def test_a_request_under_way_at_the_end_is_aborted(house: House) -> None:
     """A REST answer that takes its time does not keep the program."""
     house.advance(10)
     house.daemon._end()
-    assert house.binance.broken_off == 1
+    assert house.binance.aborted == 1
 
 
 def test_the_last_state_is_written_at_the_end(house: House) -> None:

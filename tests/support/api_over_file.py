@@ -11,7 +11,7 @@ from binance_funding.settings import Settings
 from tests.support.clock import BOOT_ID, SimulatedClock
 from tests.support.samples import put
 
-STALE_S = 180.0
+STALE_S = 30.0
 
 
 class ApiOverFile:
@@ -41,18 +41,19 @@ class ApiOverFile:
         _check_headers(path, response)
         return body
 
-    def health(self, expected: str) -> dict[str, Any]:
+    def health(self, expected: str, query: str = "") -> dict[str, Any]:
         """Return the body of /funding/health, whose verdict and status must be this one's."""
-        body = self.json("/funding/health", status=503 if expected == "unhealthy" else 200)
+        body = self.json("/funding/health", query, status=503 if expected == "unhealthy" else 200)
         assert body["status"] == expected, body["error"]
         return body
 
 
 def _check_headers(path: str, response: Response) -> None:
-    """Check what holds for every answer: no cache keeps a refusal, health, report or metrics."""
+    """Check what holds for every answer: a cache keeps only data, and that a symbol is unknown."""
     headers = dict(response.headers)
     assert len(headers) == len(response.headers)
     if response.status == 503:
         assert (headers["Cache-Control"], headers["Retry-After"]) == ("no-store", "5")
-    if path in ("/funding/health", "/funding/report", "/metrics") and response.status != 400:
+    is_data = response.status == 200 and path not in ("/funding/health", "/health", "/healthz", "/funding/report")
+    if path != "/" and not is_data and b"unknown symbol" not in response.body:
         assert headers["Cache-Control"] == "no-store"

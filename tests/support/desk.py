@@ -6,8 +6,8 @@ from typing import Any
 from binance_funding.daemon.market.book import Book
 from binance_funding.daemon.market.feed import Feed
 from binance_funding.daemon.market.freshness import FreshnessWatch
-from binance_funding.daemon.source.rates import REST, STREAM
-from tests.support.clock import STEADY_S, WALL_S, SimulatedClock
+from binance_funding.daemon.record import REST, STREAM
+from tests.support.clock import STEADY_S, WALL_S, SimulatedClock, learn_time
 from tests.support.samples import context, rate, stream_row
 
 OFFSET_S = WALL_S - STEADY_S
@@ -36,7 +36,11 @@ class Desk:
 
     def learn_time(self) -> None:
         """Let Binance's time become known."""
-        self.context.exchange_clock.restore(OFFSET_S)
+        learn_time(self.context.exchange_clock, OFFSET_S, self.now_s)
+
+    def answer_time(self) -> None:
+        """Let Binance answer what time it is there."""
+        self.context.exchange_clock.note_answer(self.event_ms() / 1000, self.now_s, self.now_s)
 
     def stream(self, *symbols: str, lag_s: float = 0.0) -> int:
         """Let the stream bring these symbols; return how many rows were news."""
@@ -75,5 +79,5 @@ class Desk:
 
     def gaps(self) -> list[tuple[float, float, str]]:
         """Return start (wall time), seconds and cause of the gaps noted."""
-        gaps = self.context.history.to_json(self.time.wall_s)["gaps"]
+        gaps = self.context.last_day.to_json(self.time.wall_s)["gaps"]
         return [(gap["start"], gap["seconds"], gap["cause"]) for gap in gaps]

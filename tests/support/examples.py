@@ -1,4 +1,4 @@
-"""The examples of docs/clients.md as programs: taken out of the document, pointed at other addresses, run."""
+"""Runs the examples of docs/clients.md, with other addresses in place of those of the document."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from tests.exchange import Exchange
-from tests.support.programs import ROOT, Daemon, Program, Server
+from tests.support.programs import ROOT, Daemon, Program, Server, running_both
 from tests.support.tools import find
 from tests.support.waiting import PATIENCE_S, eventually
 
@@ -35,17 +35,17 @@ def _blocks() -> list[tuple[str, str, str]]:
 
 
 def programs() -> dict[str, str]:
-    """Return the code of every example with a name, which is the first one in the paragraph before it."""
+    """Return the code of every example by its name: the first name in the paragraph before the code."""
     return {_NAME.findall(paragraph)[0]: code for paragraph, language, code in _blocks() if language != "sh"}
 
 
 def questions() -> dict[str, str]:
-    """Return the command below each question that is answered in a line."""
+    """Return the command below each question."""
     return {paragraph.partition("?")[0] + "?": code for paragraph, language, code in _blocks() if language == "sh"}
 
 
 def require(*names: str) -> None:
-    """Skip the test where one of these programs is missing; in CI fail."""
+    """Skip the test if one of these programs is missing. In CI the test fails instead."""
     for name in names:
         find(name, _PACKAGES.get(name, name))
 
@@ -69,7 +69,7 @@ def replaced(code: str, texts: Mapping[str, str]) -> str:
 
 
 class Example(Program):
-    """An example of the document that runs in a folder; what it prints is its log. What it started ends with it."""
+    """An example of the document, run in a folder. Its output is its log. Its child processes end with it."""
 
     def __init__(self, name: str, folder: Path, texts: Mapping[str, str], *arguments: str) -> None:
         self.name = name
@@ -77,7 +77,7 @@ class Example(Program):
         super().__init__(name, folder, {"PYTHONUNBUFFERED": 1}, *arguments)
 
     def command(self, script: str, folder: Path) -> list[str]:
-        """Return what runs the example, as the leader of a process group of its own; Go is compiled first."""
+        """Return a command that runs the example in its own process group. Go is compiled first."""
         runner = [_RUNNERS[Path(script).suffix], script]
         if runner[0] == "go":
             build = ["go", "build", "-o", f"{script}.out", script]
@@ -94,7 +94,7 @@ class Example(Program):
 
 
 class Host(NamedTuple):
-    """Both programs, and the addresses that clients ask here in place of those of the document."""
+    """Both programs, and their addresses by the addresses in the document."""
 
     exchange: Exchange
     daemon: Daemon
@@ -102,7 +102,7 @@ class Host(NamedTuple):
     addresses: dict[str, str]
 
     def ask(self, question: str, symbol: str = "BTCUSDT") -> subprocess.CompletedProcess[str]:
-        """Run the command that answers a question, of a symbol where it is about one."""
+        """Run the command that answers a question. `symbol` replaces BTCUSDT in it."""
         require("bash", "curl", "jq")
         command = replaced(questions()[question], {**self.addresses, "BTCUSDT": symbol})
         return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE_S)
@@ -110,13 +110,10 @@ class Host(NamedTuple):
 
 @contextlib.contextmanager
 def running(exchange: Exchange, folder: Path, *, every_second: bool = False) -> Iterator[Host]:
-    """Run both programs and an exchange that is not started yet, with either stream; all is well when this begins."""
-    with contextlib.ExitStack() as opened:
-        opened.enter_context(exchange)
+    """Run an exchange that is not started yet and both programs. The block begins when the service is healthy."""
+    with exchange:
         url = exchange.ws_url_1s if every_second else exchange.ws_url
-        daemon = opened.enter_context(Daemon(exchange, folder, BINANCE_WS_URLS=url))
-        server = opened.enter_context(Server(folder))
-        daemon.wait_for_live()
-        eventually(lambda: server.get("/funding/health")[1]["status"] == "healthy", "healthy")
-        addresses = {SERVER: f"http://127.0.0.1:{server.port}", BINANCE: exchange.rest_url}
-        yield Host(exchange, daemon, server, addresses)
+        with running_both(exchange, folder, BINANCE_WS_URLS=url) as (daemon, server):
+            eventually(lambda: server.get("/funding/health")[1]["status"] == "healthy", "healthy")
+            addresses = {SERVER: f"http://127.0.0.1:{server.port}", BINANCE: exchange.rest_url}
+            yield Host(exchange, daemon, server, addresses)

@@ -27,34 +27,29 @@ def small_exchange(**options: Any) -> Exchange:
 
 
 @contextlib.contextmanager
-def client(exchange: Exchange, url: str | None = None, **options: Any) -> Iterator[Connection]:
+def client(exchange: Exchange, url: str = "") -> Iterator[Connection]:
     """Connect and wait until the exchange knows the connection."""
     known = len(exchange.connections)
-    options = {
-        "ping_interval": None,
-        "max_size": None,
-        "close_timeout": 1,
-        "open_timeout": PATIENCE_S,
-        **options,
-    }
-    with connect(url or exchange.ws_url, **options) as connection:
+    with connect(
+        url or exchange.ws_url, ping_interval=None, max_size=None, close_timeout=1, open_timeout=PATIENCE_S
+    ) as connection:
         exchange.wait(lambda: len(exchange.connections) > known)
         yield connection
 
 
 @contextlib.contextmanager
-def raw_client(exchange: Exchange, *, answered: bool = True, port: int | None = None) -> Iterator[socket.socket]:
-    """Open a WebSocket by hand, so that nothing answers pings or closes by itself; `port` is that of a proxy."""
-    with socket.create_connection(("127.0.0.1", port or exchange.ws_port), timeout=PATIENCE_S) as sock:
+def raw_client(exchange: Exchange) -> Iterator[socket.socket]:
+    """Open a WebSocket by hand, so that nothing answers pings or closes by itself."""
+    with socket.create_connection(("127.0.0.1", exchange.ws_port), timeout=PATIENCE_S) as sock:
         sock.sendall(
             b"GET /market/stream?streams=!markPrice@arr HTTP/1.1\r\nHost: exchange\r\nUpgrade: websocket\r\n"
             b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
         )
         head = b""
-        while answered and not head.endswith(b"\r\n\r\n"):
+        while not head.endswith(b"\r\n\r\n"):
             head += sock.recv(1)
-        assert not answered or head.startswith(b"HTTP/1.1 101 ")
+        assert head.startswith(b"HTTP/1.1 101 ")
         yield sock
 
 
@@ -96,14 +91,9 @@ def nothing_comes(connection: Connection) -> bool:
     return False
 
 
-def get(
-    exchange: Exchange,
-    path: str = PREMIUM_INDEX,
-    timeout_s: float = PATIENCE_S,
-    headers: dict[str, str] | None = None,
-) -> requests.Response:
+def get(exchange: Exchange, path: str = PREMIUM_INDEX, headers: dict[str, str] | None = None) -> requests.Response:
     """Ask the exchange's REST side."""
-    return requests.get(exchange.rest_url + path, timeout=timeout_s, headers=headers)
+    return requests.get(exchange.rest_url + path, timeout=PATIENCE_S, headers=headers)
 
 
 def index_rows(exchange: Exchange) -> dict[str, dict[str, Any]]:

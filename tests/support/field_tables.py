@@ -26,17 +26,17 @@ _MARKED = re.compile(r"(<!-- fields: (\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL
 
 
 def fill(document: str) -> str:
-    """Return the document with every table as the schema has it. Raises KeyError for a section it does not know."""
+    """Return the document with every table made anew from the schema. Raises KeyError for an unknown section."""
     return _MARKED.sub(lambda match: match[1] + table(SECTIONS[match[2]]), document)
 
 
 def sections_of(document: str) -> list[str]:
-    """Return the names of the sections that the document has a place for."""
+    """Return the names of the sections whose tables the document contains."""
     return [name for _, name in _MARKED.findall(document)]
 
 
 def table(section: schema.Section) -> str:
-    """Return a section as a Markdown table; with a column for metrics where any of its fields has one."""
+    """Return a section as a Markdown table. It has a column for metrics if a field has a metric."""
     has_metrics = any(field.metric for field in section)
     columns = ("field", "unit", "meaning", "metric")[: 4 if has_metrics else 3]
     rows = [columns, ("---",) * len(columns), *(_row(field)[: len(columns)] for field in section)]

@@ -1,10 +1,12 @@
 """An HTTP server in a process of its own: `python -m tests.support.http_program FILES CONNECTIONS`.
 
 It prints its port, and "stopped" after SIGTERM. FILES is its limit of open files; 0 raises it as needed. /huge has
-8 MB; every other path says how often the loop went round and how big the process is.
+8 MB, /events has events of 900 buffers without an end. Any other path says how many turns there were, and how big the
+process is.
 """
 
 import contextlib
+import itertools
 import resource
 import signal
 import subprocess
@@ -19,7 +21,7 @@ from binance_funding.server.http.server import HttpServer
 from tests.support.http_client import Client
 from tests.support.waiting import PATIENCE_S
 
-_PATIENT = Limits(idle_s=1000, request_s=1000, write_s=1000)
+_PATIENT = Limits(idle_s=1000, request_s=1000, write_s=1000, stalled_s=1000)
 
 
 class Usage(NamedTuple):
@@ -34,6 +36,7 @@ class _Program:
         self._turns = 0
         self._statm = open("/proc/self/statm", encoding="ascii")  # noqa: SIM115 - later there may be no file left
         self._huge = b"x" * (8 << 20)
+        self._event = [b"x" * 300 for _ in range(900)]
 
     def count_turn(self) -> int:
         """Return another version each time, so that nothing is cached."""
@@ -44,6 +47,8 @@ class _Program:
         """Answer as the path says."""
         if request.path == "/huge":
             return Response(200, self._huge)
+        if request.path == "/events":
+            return Response(200, b"", events=itertools.repeat(self._event))
         self._statm.seek(0)
         pages = int(self._statm.read().split()[1])
         return Response(200, b"%d %d" % (self._turns, pages * resource.getpagesize()))

@@ -21,7 +21,7 @@ PYTHON = f"{PREFIX}/current/venv/bin/python"
 
 @dataclass(frozen=True)
 class Installation:
-    """What the first `make install` on a machine did."""
+    """The result of the first `make install` on a machine."""
 
     said: str
     settings: str
@@ -38,7 +38,7 @@ class Service:
         self._reset_at_s = 0.0
 
     def reset(self) -> None:
-        """Back to how it is after an installation, with settings for a quick exchange; forget the log so far."""
+        """Return to the state after an installation, with settings for a fast exchange. `journal` begins anew."""
         self.run("systemctl", "stop", DAEMON, SERVER, check=False)
         if not self.machine.path(f"{PREFIX}/current").is_symlink():
             self.install()
@@ -52,7 +52,7 @@ class Service:
         self._reset_at_s = time.time()
 
     def install(self, target: str = "install", clone: str = CLONE) -> str:
-        """Run `make install` as root with a strict umask and return what it said."""
+        """Run `make install` as root with a strict umask and return its output."""
         command = f"umask 077; make --no-print-directory -C {clone} {target}"
         return self.run("sh", "-c", command, host_network=True, timeout_s=120).stdout
 
@@ -76,7 +76,7 @@ class Service:
             "RECONNECT_MIN_SECONDS": 0.1,
             "RECONNECT_MAX_SECONDS": 0.5,
             "REST_POLL_SECONDS": 2,
-            "REST_FALLBACK_SECONDS": 0.5,
+            "REST_FALLBACK_SECONDS": 2,
             "HEARTBEAT_SECONDS": 0.5,
             **settings,
         }
@@ -100,12 +100,17 @@ class Service:
         self.run("systemctl", verb, *options, unit)
         return time.monotonic() - started_s
 
+    def start(self) -> None:
+        """Start the service and wait until it is healthy."""
+        self.systemctl("start")
+        self.wait_until_healthy()
+
     def show(self, unit: str, name: str) -> str:
-        """One property of a unit."""
+        """Return a property of a unit."""
         return self.run("systemctl", "show", f"--property={name}", "--value", unit).stdout.strip()
 
     def pid(self, unit: str) -> int:
-        """The main process, 0 if there is none."""
+        """Return the pid of a unit's main process, 0 if there is none."""
         return int(self.show(unit, "MainPID"))
 
     def signal(self, name: str) -> None:
@@ -113,7 +118,7 @@ class Service:
         self.run("kill", f"-{name}", str(self.pid(DAEMON)))
 
     def get(self, path: str, host: str = "127.0.0.1", within_s: float = 5) -> tuple[int, dict[str, Any]]:
-        """Ask the server. Raises OSError where it does not answer within that time."""
+        """Ask the server. Raises OSError if it does not answer in time."""
         try:
             with (
                 self.machine.network(),
@@ -125,7 +130,7 @@ class Service:
                 return error.code, json.load(error)
 
     def health(self) -> tuple[int, str]:
-        """HTTP status and `status` of the health answer; (0, "") where the server does not answer."""
+        """Return the HTTP status and `status` of the health answer, or (0, "") if the server does not answer."""
         try:
             status, answer = self.get("/funding/health")
         except OSError:
@@ -133,16 +138,16 @@ class Service:
         return status, answer["status"]
 
     def wait_until_healthy(self) -> None:
-        """Wait for the stream to be live."""
+        """Wait until health says healthy."""
         eventually(lambda: self.health() == (200, "healthy"), "the service to be healthy")
 
     def state(self) -> dict[str, Any]:
-        """The state file."""
+        """Return the content of the state file."""
         state: dict[str, Any] = json.loads(self.machine.path(STATE_FILE).read_bytes())
         return state
 
     def journal(self, unit: str = DAEMON, *options: str) -> list[str]:
-        """The messages of a unit since the last reset, systemd's about it among them."""
+        """Return the messages of a unit since the last reset, including systemd's messages about it."""
         self.run("journalctl", "--sync")
         since = f"--since=@{self._reset_at_s:.6f}"
         return self.run("journalctl", "-q", "-u", unit, "-o", "cat", since, *options).stdout.splitlines()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.support.tools import find
 
 BOOT_TIMEOUT_S = 30.0
 CLONE = "/clone"
@@ -44,7 +45,7 @@ _NSPAWN_OPTIONS = (
     "--notify-ready=yes",
     "--machine=binance-funding-test",
     "--private-network",
-    # What IPAddressDeny= needs.
+    # IPAddressDeny= needs these.
     "--capability=CAP_BPF,CAP_NET_ADMIN",
     "--system-call-filter=bpf",
 )
@@ -87,7 +88,7 @@ class Machine:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Pull the plug and leave nothing behind."""
+        """Kill the machine and remove its files."""
         self._remove()
 
     def run(
@@ -114,7 +115,7 @@ class Machine:
         return done
 
     def path(self, path: str) -> Path:
-        """A file of the machine, as this process can open it. A symbolic link in it would lead astray."""
+        """Return a path at which this process can open a file of the machine. It must contain no symbolic link."""
         return Path(f"/proc/{self._leader_pid}/root{path}")
 
     @contextlib.contextmanager
@@ -129,14 +130,13 @@ class Machine:
                 _setns(libc, own.fileno())
 
     def _boot(self) -> None:
+        find("systemd-nspawn", "systemd-container")
         if os.geteuid() != 0:
             raise CannotBootError("needs root")
-        if not shutil.which("systemd-nspawn"):
-            raise CannotBootError("needs systemd-nspawn (Debian package systemd-container)")
         self._work = tempfile.mkdtemp(prefix="systemd-machine-")
         options = [*_NSPAWN_OPTIONS, f"--bind-ro={self._clone}:{CLONE}"]
         if not os.path.isdir("/run/systemd/system"):
-            # Nobody to ask for a cgroup: make one, in each hierarchy that systemd would use.
+            # No systemd of the host can make a cgroup, so make one in each hierarchy that systemd would use.
             options.append("--keep-unit")
             self._cgroups = _make_cgroups(f"systemd-machine-{os.getpid()}")
         with _notify_socket() as (notify, address), tempfile.TemporaryFile() as log:
@@ -165,7 +165,7 @@ class Machine:
         (self._leader_pid,) = _children(nspawn_pid)
 
     def _becomes_ready(self, notify: socket.socket) -> bool:
-        """Wait for the word that the machine's systemd is ready."""
+        """Wait until the machine's systemd reports that it is ready; return whether it did."""
         assert self._process
         deadline = time.monotonic() + BOOT_TIMEOUT_S
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -176,7 +176,7 @@ class Machine:
 
     def _remove(self) -> None:
         if self._process and self._process.poll() is None:
-            # Not unshare itself, where it has started anything: it is the one to reap what it started.
+            # Kill the child of unshare if there is one: unshare itself must live to reap it.
             for pid in _children(self._process.pid) or [self._process.pid]:
                 os.kill(pid, signal.SIGKILL)
             self._process.wait()
@@ -197,7 +197,7 @@ def _setns(libc: ctypes.CDLL, fd: int) -> None:
 
 @contextlib.contextmanager
 def _notify_socket() -> Iterator[tuple[socket.socket, str]]:
-    """The receiving end of sd_notify and its address, in the abstract namespace: no file to clean up."""
+    """Yield a socket that receives sd_notify messages, and its address in the abstract namespace."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind("")
         receiver.settimeout(0.5)
@@ -205,7 +205,7 @@ def _notify_socket() -> Iterator[tuple[socket.socket, str]]:
 
 
 def _make_cgroups(name: str) -> list[Path]:
-    """Make a cgroup of that name in the unified hierarchy, and in systemd's own where the host still has one."""
+    """Make a cgroup of that name in the unified hierarchy, and in systemd's own hierarchy if the host has it."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     roots = [
         Path(fields[1])
@@ -223,7 +223,7 @@ def _make_cgroups(name: str) -> list[Path]:
 
 
 def _remove_cgroup(cgroup: Path) -> None:
-    """Remove it with all below it, once the kernel has let its last process go."""
+    """Remove a cgroup and all below it, after its last process has ended."""
     deadline = time.monotonic() + 10
     while _holds_processes(cgroup) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""A real nginx with the configuration that is shipped, in a folder of its own; needs no rights."""
+"""A real nginx that runs the shipped configuration in a folder of its own, without root rights."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 
 SHIPPED = ROOT / "packaging" / "nginx" / "binance-funding.conf"
 
-# "user" is ignored, with a warning, where nginx is not started as root.
+# nginx ignores "user", with a warning, if it is not started as root.
 _MAIN = """
 user root; daemon off; worker_processes {workers}; pid {folder}/nginx.pid;
 events {{ worker_connections 4096; }}
@@ -30,7 +30,7 @@ http {{
 
 
 class Asked(NamedTuple):
-    """One question that nginx had: when it was answered, and the ports it asked until it had an answer."""
+    """One request that nginx passed on: when it was answered, and the ports of the hosts asked until one answered."""
 
     time_s: float
     path: str
@@ -39,7 +39,7 @@ class Asked(NamedTuple):
 
     @classmethod
     def parsed(cls, line: str) -> "Asked":
-        """Read a line of the log. Hosts not asked, as all were known to be gone, are none."""
+        """Read a line of the log. It has no ports if nginx knew that all hosts were gone."""
         fields = json.loads(line)
         ports = [int(port) for port in re.findall(r"127\.0\.0\.1:(\d+)", fields["hosts"])]
         return cls(fields["time_s"], fields["path"], ports, re.findall(r"\d+", fields["statuses"]))
@@ -58,14 +58,18 @@ class Nginx(NamedTuple):
         return f"http://127.0.0.1:{self.port}"
 
     def worker_pid(self) -> int:
-        """Return the process that serves, where there is one worker; others look after the cache."""
+        """Return the one worker process. The other children of nginx manage the cache."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii").split()
         (worker,) = [pid for pid in children if b"worker process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         return int(worker)
 
     def asked(self) -> list[Asked]:
-        """Return what has reached the hosts so far, push excepted."""
+        """Return the requests that have reached the hosts so far, except push."""
         return [Asked.parsed(line) for line in (self.folder / "asked.log").read_text(encoding="utf-8").splitlines()]
+
+    def copies(self) -> list[Path]:
+        """Return the files of its caches."""
+        return [path for path in self.folder.glob("nginx-binance-funding*/**/*") if path.is_file()]
 
     def errors(self) -> str:
         """Return its error log."""
@@ -73,7 +77,7 @@ class Nginx(NamedTuple):
 
 
 def configuration(folder: Path, port: int, first: int, second: int) -> str:
-    """Return what is shipped with the hosts, the ports and the folder of a test put in, and nothing else changed."""
+    """Return the shipped configuration with hosts, ports and folder of a test, and nothing else changed."""
     text = SHIPPED.read_text(encoding="utf-8")
     replacements = {
         "192.0.2.11:8888": f"127.0.0.1:{first}",
@@ -81,7 +85,7 @@ def configuration(folder: Path, port: int, first: int, second: int) -> str:
         "listen 8080;": f"listen 127.0.0.1:{port};",
         "listen [::]:8080;": f"listen 127.0.0.2:{port};",  # not every machine has IPv6
         "127.0.0.1:8889": f"127.0.0.1:{free_port()}",
-        "/run/": f"{folder}/",
+        "/var/cache/": f"{folder}/",
     }
     for shipped, put_in in replacements.items():
         assert shipped in text, shipped

@@ -25,46 +25,38 @@ schema.RECORD = (*schema.RECORD, *_NEW)
 schema.SERVED = (*schema.SERVED, *_NEW)
 
 import funding_api_server  # noqa: E402
-from binance_funding.server import api, listing, page  # noqa: E402
+from binance_funding.server import api  # noqa: E402
 from binance_funding.server.http.message import Request, Response  # noqa: E402
+from binance_funding.server.listing import dump  # noqa: E402
 
-_answer, _health, _report = api.Api.__call__, api.Api._health_content, api.report  # type: ignore[attr-defined]
+_answer, _health, _report = api.Api.__call__, api.health, api.report  # type: ignore[attr-defined]
 _HISTORY = "/history"
 
 
-def _text(symbol: str, entry: Any) -> str:
-    """Render a record that may hold null."""
-    return f"{listing.dump(symbol)}:{listing.dump({'symbol': symbol, **entry.record})}" if entry.record else ""
-
-
 def _answered(self: api.Api, request: Request) -> Response:
-    """Answer from the history, or as the server does, with the plain table behind the page."""
+    """Answer from the history, or as the server does."""
     if request.path.endswith(_HISTORY):
         return _history(request.path.removesuffix(_HISTORY).rpartition("/")[2], request.query)
-    if request.path == "/":
-        view, now = self._current_view(), self._clock.now()
-        shown = [r for r in view.records.values() if "halted" not in r and "unlisted" not in r]
-        fresh = [record for record in shown if record["updatedAt"] >= view.oldest_fresh_s(now)]
-        api._PAGE = api._Body(page.CONTENT + page.plain_table(fresh))
     return _answer(self, request)
 
 
 def _history(symbol: str, query: str) -> Response:
+    headers = (("Content-Type", "application/json; charset=utf-8"),)
     found = json.loads(HISTORY_FILE.read_text(encoding="utf-8")).get(symbol) if HISTORY_FILE.exists() else None
     if found is None:
-        return api._json(404, {"error": "unknown symbol"})
+        return Response(404, dump({"error": "unknown symbol"}), headers)
     from_ms = int(dict(urllib.parse.parse_qsl(query))["from"])
     data = [row for row in found["data"] if row["fundingTime"] >= from_ms]
     total = sum(row["fundingRate"] for row in data) if found["complete"] else None
-    return api._json(200, {**found, "from": from_ms, "count": len(data), "fundingRateSum": total, "data": data})
+    content: dict[str, Any] = {**found, "from": from_ms, "count": len(data), "fundingRateSum": total, "data": data}
+    return Response(200, dump(content), headers)
 
 
 def main() -> int:
     """Run the server."""
-    listing._text = _text
-    api.Api.__call__ = _answered  # type: ignore[method-assign]
-    api.Api._health_content = lambda *given: {**_health(*given), "ageUncertaintySeconds": 0.12}  # type: ignore[method-assign]
     shares = {"within5Seconds": 0.999987, "within12Seconds": 0.9999999, "withinLimit": 1.0}
+    api.Api.__call__ = _answered  # type: ignore[method-assign]
+    api.health = lambda *given: {**_health(*given), "ageUncertaintySeconds": 0.12}  # type: ignore[attr-defined]
     api.report = lambda *given, **named: {**_report(*given, **named), "freshness": shares}  # type: ignore[attr-defined]
     return funding_api_server.main()
 

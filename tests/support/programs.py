@@ -1,5 +1,6 @@
-"""The real programs as subprocesses, for tests: started, watched through their log and their files, stopped."""
+"""Runs the real programs as subprocesses, and watches them through their log and their files."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -10,10 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tests.exchange import Exchange
 from tests.support.waiting import PATIENCE_S, eventually
@@ -32,9 +33,9 @@ def free_port() -> int:
 
 
 class Program:
-    """One of our programs, running with the given settings in a folder of its own. Its log is collected as it comes.
+    """One of our programs, run in a folder with these settings. A thread collects its log.
 
-    With `most_files` it may have no more files open (`ulimit -n`).
+    `most_files` limits how many files it may have open, like `ulimit -n`.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Program:
         )
         self.folder = folder
         self.reading = threading.Event()
-        """Whether its log is read; where not, its stderr is full sooner or later."""
+        """Set while the log is read. If a test clears it, the pipe of the program's stderr fills up."""
         self.reading.set()
         self._lines: list[str] = []
         self._reader = threading.Thread(target=self._read_log, name=f"log of {script}")
@@ -91,13 +92,13 @@ class Program:
             raise AssertionError("\n".join([str(error), *self.log])) from None
 
     def wait(self, within_s: float = PATIENCE_S) -> int:
-        """Wait for the program's own end; return its exit status."""
+        """Wait until the program ends by itself; return its exit status."""
         status = self.process.wait(within_s)
         self._reader.join(within_s)
         return status
 
     def terminate(self, signum: int = signal.SIGTERM) -> float:
-        """End the program by a signal; return the seconds it took. Its status is in `process.returncode`."""
+        """End the program by a signal; return the seconds until its end. Its status is in `process.returncode`."""
         start_s = time.monotonic()
         self.process.send_signal(signum)
         self.wait()
@@ -129,7 +130,7 @@ FAST = {
     "REST_TIMEOUT_SECONDS": 2,
     "HEARTBEAT_SECONDS": 0.5,
 }
-"""Settings that let a bad day pass in seconds, still slow enough for a busy machine."""
+"""Settings with which faults are noticed and mended within seconds, slow enough for a busy machine."""
 
 
 class Daemon(Program):
@@ -140,11 +141,11 @@ class Daemon(Program):
         super().__init__("binance_funding_ws_daemon.py", folder, {**addresses, **FAST, **settings})
 
     def state(self) -> dict[str, Any]:
-        """Return what this daemon has last written; {} where it has written nothing yet."""
+        """Return the newest content of the state file that this daemon wrote, or {} if there is none yet."""
         try:
             state: dict[str, Any] = json.loads((self.folder / STATE_FILE).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
-            # Junk that a test has put there; that a daemon never writes any is shown by the test that reads in a loop.
+            # A test may have put junk there. Another test reads in a loop and shows that a daemon never writes any.
             return {}
         return state if state.get("daemon_pid") == self.process.pid else {}
 
@@ -159,11 +160,11 @@ class Daemon(Program):
         return status
 
     def wait_for_live(self, connections: int = 2) -> None:
-        """Wait until so many connections bring data, and the file says so."""
+        """Wait until the state file shows that this number of connections is live."""
         eventually(lambda: self.status().get("connections") == connections, f"{connections} live connections")
 
     def wait_for_newer_data(self) -> None:
-        """Wait until every record that was there has advanced."""
+        """Wait until each record of the state file has a later event time than now."""
         before = self.records()
 
         def all_newer() -> bool:
@@ -203,3 +204,18 @@ class Server(Program):
         """Get a path; return status and parsed JSON."""
         status, _, body = self.request(path)
         return status, json.loads(body)
+
+
+class Both(NamedTuple):
+    """Both programs on one state file."""
+
+    daemon: Daemon
+    server: Server
+
+
+@contextlib.contextmanager
+def running_both(exchange: Exchange, folder: Path, **settings: Any) -> Iterator[Both]:
+    """Run both programs with the same settings against a started exchange. The block begins when the daemon is live."""
+    with Daemon(exchange, folder, **settings) as daemon, Server(folder, **settings) as server:
+        daemon.wait_for_live()
+        yield Both(daemon, server)

@@ -1,7 +1,7 @@
-"""Every CPython from 3.10 on that this machine has, one for each version: prints their paths, for `make test-all`.
+"""Prints the path of one interpreter for each Python version from 3.10 on, for `make test-all`.
 
-`python tests/support/pythons.py` looks in PATH and at what pyenv has installed. What it found and does not print is
-listed on stderr with the reason. Runs without any package, on any Python from 3.10 on.
+It looks in PATH and in the versions that pyenv has installed. For each version without a usable interpreter, it prints
+the reason to stderr. It needs no package, and runs on any Python from 3.10 on.
 """
 
 import os
@@ -13,19 +13,22 @@ from pathlib import Path
 
 OLDEST = (3, 10)
 _NAME = re.compile(r"python3\.[0-9]+")
-# A pyenv shim of a version that is not activated answers with an error; an interpreter never needs so long.
+# An interpreter starts in a fraction of this time.
 _ANSWER_WITHIN_S = 20
 _PROBE = "import sys, ensurepip, venv; print('%d.%d' % sys.version_info[:2])"
 
 
 def folders() -> list[Path]:
-    """Return where to look: the folders of PATH, then those of pyenv's versions."""
+    """Return the folders of PATH, then those of pyenv's versions."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     return [*map(Path, os.environ.get("PATH", "").split(os.pathsep)), *sorted(pyenv.glob("versions/*/bin"))]
 
 
 def find(where: Iterable[Path]) -> tuple[dict[str, Path], dict[str, str]]:
-    """Return the first usable interpreter of each version, and for each version without one why there is none."""
+    """Return the first usable interpreter of each version, and the reason for each version without a usable one.
+
+    A pyenv shim of a version that is not activated fails when it is run. The next interpreter of that version is used.
+    """
     usable: dict[str, Path] = {}
     unusable: dict[str, str] = {}
     for path in _candidates(where):
@@ -51,7 +54,7 @@ def _is_new(name: str) -> bool:
 
 
 def _fault(path: Path, version: str) -> str:
-    """Say what keeps an interpreter from being used, "" for nothing."""
+    """Return why an interpreter cannot be used, or "" if it can."""
     try:
         probe = subprocess.run(
             [path, "-c", _PROBE], capture_output=True, text=True, timeout=_ANSWER_WITHIN_S, check=False

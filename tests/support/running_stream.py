@@ -10,9 +10,9 @@ from binance_funding.daemon.context import Context
 from binance_funding.daemon.market.book import Book
 from binance_funding.daemon.market.feed import Feed
 from binance_funding.daemon.market.freshness import FreshnessWatch
+from binance_funding.daemon.record import FundingRate
 from binance_funding.daemon.source.connection import Connection
 from binance_funding.daemon.source.pool import StreamPool
-from binance_funding.daemon.source.rates import FundingRate
 from binance_funding.service import Threads
 from binance_funding.settings import load
 from tests.support.waiting import eventually

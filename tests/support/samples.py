@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from binance_funding.daemon.context import Context
-from binance_funding.daemon.source.rates import STREAM, FundingRate
-from binance_funding.schema import DECIMALS, REST, STATUS
-from binance_funding.server.view import View
+from binance_funding.daemon.record import STREAM, FundingRate
+from binance_funding.schema import REST, STATUS
+from binance_funding.server.content import Content
 from binance_funding.settings import Settings, load
 from tests.support.clock import BOOT_ID, STEADY_S, WALL_S, SimulatedClock
 
@@ -52,15 +52,14 @@ def index_row(symbol: str = "BTCUSDT", **fields: Any) -> dict[str, Any]:
 def rate(
     symbol: str = "BTCUSDT",
     *,
-    funding_rate: str = "0.0001",
-    mark_price: str = "100.5",
-    index_price: str = "100.25",
+    funding_rate: float = 0.0001,
+    mark_price: float = 100.5,
+    index_price: float = 100.25,
     **fields: Any,
 ) -> FundingRate:
     """Return a decoded rate; the fields given replace those of a good one."""
-    sent = {"fundingRate": funding_rate, "markPrice": mark_price, "indexPrice": index_price}
-    decimals = tuple(sent[name] for name in DECIMALS)
-    good = FundingRate(symbol, decimals, NEXT_FUNDING_MS, EVENT_MS, STREAM, STEADY_S)
+    numbers = funding_rate, mark_price, index_price
+    good = FundingRate(symbol, *numbers, NEXT_FUNDING_MS, EVENT_MS, STREAM, STEADY_S)
     return good._replace(**fields)
 
 
@@ -166,6 +165,6 @@ def put(path: Path, content: dict[str, Any] | bytes) -> None:
     os.replace(beside, path)
 
 
-def view(content: dict[str, Any]) -> View:
+def view(content: dict[str, Any]) -> Content:
     """Return the content of a state file as the server looks at it, with default settings."""
-    return View(content, Settings(), BOOT_ID)
+    return Content(content, Settings().stale_seconds)

@@ -1,4 +1,4 @@
-"""How old what is served and written is, as of the exchange, sampled while something happens to it."""
+"""Samples the age of served and written data, by the exchange's clock, while a test disturbs something."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Sampler(Generic[T]):
-    """Takes samples ten times a second in a thread of its own while entered; raises in the end what one of them did."""
+    """Takes samples ten times a second in its own thread while entered. On exit it raises the error of a failed one."""
 
     def __init__(self, take: Callable[[], T]) -> None:
         self.samples: list[T] = []
@@ -29,7 +29,7 @@ class Sampler(Generic[T]):
         try:
             while not self._stop.wait(_EVERY_S):
                 self.samples.append(self._take())
-        except BaseException as failure:  # noqa: BLE001 - whatever it was, it is raised in the test's own thread
+        except BaseException as failure:  # noqa: BLE001 - raised again in the test's thread
             self._failure = failure
 
     def __enter__(self) -> Sampler[T]:
@@ -48,9 +48,9 @@ class Answer(NamedTuple):
 
     status: int
     age_s: float
-    """As the server says."""
+    """The age in the answer."""
     true_age_s: float
-    """As of the exchange when the answer had come."""
+    """The age by the exchange's clock when the answer arrived."""
 
 
 def answer(exchange: Exchange, server: Server, symbol: str) -> Answer:
@@ -60,6 +60,6 @@ def answer(exchange: Exchange, server: Server, symbol: str) -> Answer:
 
 
 def oldest_age_s(exchange: Exchange, daemon: Daemon) -> float:
-    """Return how old the oldest record of the file is as of the exchange."""
+    """Return the age of the oldest record of the state file, by the exchange's clock."""
     oldest_ms: int = min(record["eventTime"] for record in daemon.records().values())
     return (exchange.now_ms() - oldest_ms) / 1000

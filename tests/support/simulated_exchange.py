@@ -22,6 +22,8 @@ class SimulatedExchange:
         """What the stream brings."""
         self.listed = ["BTCUSDT", "ETHUSDT"]
         """What REST lists."""
+        self.halted_at_ms: dict[str, int] = {}
+        """Event times at which the rows of these symbols stand still, in both sources."""
         self.rest_behind_s = 0.0
         """How old the rows of a snapshot are when they are sent."""
         self.ahead_s = 0.0
@@ -45,12 +47,17 @@ class SimulatedExchange:
 
     def stream_message(self, behind_s: float = 0.0) -> bytes:
         """Return a message of !markPrice@arr with event times that lie so far behind."""
-        rows = [stream_row(symbol, E=self.now_ms(behind_s)) for symbol in self.symbols]
+        rows = [stream_row(symbol, E=self._event_ms(symbol, behind_s)) for symbol in self.symbols]
         return json.dumps({"stream": "!markPrice@arr", "data": rows}).encode()
 
     def premium_index(self) -> bytes:
         """Return the answer to GET /fapi/v1/premiumIndex."""
-        return json.dumps([index_row(symbol, time=self.now_ms(self.rest_behind_s)) for symbol in self.listed]).encode()
+        rows = [index_row(symbol, time=self._event_ms(symbol, self.rest_behind_s)) for symbol in self.listed]
+        return json.dumps(rows).encode()
+
+    def _event_ms(self, symbol: str, behind_s: float) -> int:
+        now_ms = self.now_ms(behind_s)
+        return min(now_ms, self.halted_at_ms.get(symbol, now_ms))
 
     def in_(self, seconds: float, action: Callable[[], None]) -> None:
         """Let something happen in so many seconds."""

@@ -9,7 +9,9 @@ from binance_funding.daemon.context import Context
 from binance_funding.daemon.market.book import Book
 from binance_funding.daemon.market.feed import Feed
 from binance_funding.daemon.market.freshness import FreshnessWatch
-from binance_funding.daemon.source.rest import RestClient, RestError, RestPoller
+from binance_funding.daemon.source.faults import NO_ANSWER_IN_TIME, Cause, Kind
+from binance_funding.daemon.source.rest_client import RestClient, RestError
+from binance_funding.daemon.source.rest_poller import RestPoller
 from binance_funding.settings import load
 from tests.support.simulated_exchange import TICK_S, SimulatedExchange
 
@@ -32,7 +34,7 @@ class Binance:
         self.intervals = {"ETHUSDT": 4}
         self.time_wrong_by_s = 0.0
         self.asked: list[tuple[float, str]] = []
-        self.broken_off = 0
+        self.aborted = 0
         self.closed = False
 
     def get(self, path: str, within_s: float = math.inf) -> bytes:
@@ -41,7 +43,7 @@ class Binance:
         takes_s, limit_s = self.takes_s(path), min(within_s, _TIMEOUT_S)
         if takes_s > limit_s:
             self.exchange.time.advance(limit_s)
-            raise RestError("no answer in time", "timeout")
+            raise RestError(NO_ANSWER_IN_TIME)
         self.exchange.time.advance(takes_s / 2)
         error, body = self.fails(path), self._body(path)
         self.exchange.time.advance(takes_s / 2)
@@ -59,9 +61,9 @@ class Binance:
             return json.dumps(rows).encode()
         return self.exchange.premium_index()
 
-    def break_off(self) -> None:
+    def abort(self) -> None:
         """Note it."""
-        self.broken_off += 1
+        self.aborted += 1
 
     def close(self) -> None:
         """Note it."""
@@ -76,9 +78,19 @@ class Binance:
         return [(at_s, _WEIGHTS[path]) for at_s, path in self.asked]
 
 
+def lost(detail: str = "connection reset by peer") -> RestError:
+    """Return the error of a request whose connection broke."""
+    return RestError(Cause(Kind.LOST, detail))
+
+
+def http_error(status: int, wait_s: float = 0.0) -> RestError:
+    """Return the error of a request that was answered with this status."""
+    return RestError(Cause(Kind.REFUSED, code=status, wait_s=wait_s))
+
+
 def refused(status: int, wait_s: float = 0.0) -> Callable[[str], RestError]:
     """Let every request be refused."""
-    return lambda _path: RestError(f"refused (HTTP {status})", str(status), wait_s)
+    return lambda _path: http_error(status, wait_s)
 
 
 class RestWorld:

@@ -7,9 +7,11 @@ from binance_funding.daemon.context import Context
 from binance_funding.daemon.market.book import Book
 from binance_funding.daemon.market.feed import Feed
 from binance_funding.daemon.market.freshness import FreshnessWatch
-from binance_funding.daemon.source.connection import Connection, Ending
+from binance_funding.daemon.source.connection import Connection
+from binance_funding.daemon.source.faults import Cause, Kind
 from binance_funding.daemon.source.pool import StreamPool
 from binance_funding.settings import load
+from tests.support.clock import learn_time
 from tests.support.simulated_exchange import TICK_S, SimulatedExchange
 
 _STARTS_WITHIN_S = 0.01
@@ -52,9 +54,9 @@ class Line(Connection):
         self._receive(exchange.stream_message(self.behind_s()))
         exchange.in_(TICK_S, self._tick)
 
-    def ends(self, cause: str = "connection reset by peer", **facts: Any) -> None:
-        """End as it would by itself; `facts` are the other fields of Ending."""
-        self.ending = self.ending or Ending(cause, **facts)
+    def ends(self, detail: str = "connection reset by peer", kind: Kind = Kind.LOST, **facts: Any) -> None:
+        """End as it would by itself; `facts` are the other fields of Cause."""
+        self.ending = self.ending or Cause(kind, detail, **facts)
         self.on_change()
 
     def close(self) -> None:
@@ -121,7 +123,7 @@ class World:
         self.lines = Lines(self.exchange)
         self.context = Context(load(given, env_file="/nonexistent"), self.exchange.time.clock)
         if knows_time:
-            self.context.exchange_clock.restore(self.exchange.offset_s)
+            learn_time(self.context.exchange_clock, self.exchange.offset_s, self.exchange.now_s)
         self.freshness = FreshnessWatch(self.context, Book(self.context), trouble=lambda: "")
         self.pool = StreamPool(
             self.context,
@@ -165,7 +167,7 @@ def opens_and_stays_silent(line: Line) -> None:
 
 def unreachable(line: Line) -> None:
     """Nothing listens at the address."""
-    line.ends("connection refused", unreachable=True)
+    line.ends("connection refused", Kind.TCP)
 
 
 def brings_late(behind_s: float) -> Callable[[Line], None]:

@@ -7,20 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from binance_funding.schema import MARKS, record_template
+from binance_funding.daemon.record import render
 from binance_funding.state_file import StateFile
 from tests.support.clock import WALL_S
-from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS
-
-NO_MARKS = {one.name: False for one in MARKS}
+from tests.support.samples import rate
 
 
-def record_text(symbol_text: str, *values: Any) -> bytes:
-    """Return one member of `funding_state` as the daemon writes it, without marks."""
-    return (record_template(symbol_text, NO_MARKS) % values).encode()
+def record_text(symbol_text: str, updated_at_s: float = WALL_S) -> bytes:
+    """Return one member of `funding_state` as the daemon writes it, with an interval of 8 h and without marks."""
+    return render(
+        rate(mark_price=1.5, index_price=1.25, source="rest"), symbol_text, f"{updated_at_s:.3f}", 8, ""
+    ).encode()
 
 
-RECORD = record_text('"A"', "0.0001", "1.5", "1.25", NEXT_FUNDING_MS, EVENT_MS, WALL_S, 8, "rest")
+RECORD = record_text('"A"')
 HEADER: dict[str, Any] = {"version": 1, "updated_at": WALL_S, "daemon_pid": 1, "boot_id": "", "boottime": 1.0}
 REST: dict[str, Any] = {"connection_status": {"rest": {}}, "comparison": {}, "gaps": [], "history": []}
 

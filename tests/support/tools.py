@@ -7,8 +7,11 @@ import pytest
 
 
 def find(program: str, package: str) -> str:
-    """Return where a program of this Debian package is. Where it is not, the test skips, or fails in CI."""
-    # The search path of a user does not always hold the folder of servers such as nginx.
+    """Return the path of a program that this Debian package contains.
+
+    If the machine lacks the program, the test is skipped. In CI it fails.
+    """
+    # The search path of a user does not always contain the folder of servers such as nginx.
     path = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")
     if path is None:
         missing = f"{program} is missing: apt install {package}"

@@ -7,7 +7,7 @@ CHECK = f"{PREFIX}/current/check"
 
 
 def test_the_installed_service_is_checked_as_it_runs(service: Service) -> None:
-    """Before its first start, beside it while it runs, and with what a drop-in changes; the service notices nothing."""
+    """`check` works before the first start, beside the running service, and with a drop-in. It disturbs nothing."""
     before = service.run(CHECK).stdout
     assert f"ok   state file: {STATE_FILE} can be written, and no daemon writes it now" in before
     assert f"BINANCE_REST_URL={service.exchange.rest_url} (environment)" in before
@@ -16,8 +16,7 @@ def test_the_installed_service_is_checked_as_it_runs(service: Service) -> None:
     owner = service.run("stat", "--format=%U", STATE_DIRECTORY).stdout.strip()
     assert owner == "binance-funding"
 
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     pid, log = service.pid(DAEMON), service.journal()
     beside = service.run(CHECK).stdout
     assert f" s ago by the running daemon, pid {pid}" in beside

@@ -7,24 +7,24 @@ from typing import Any
 import pytest
 
 from tests.support.installed import DAEMON, SERVER, STATE_FILE, Service
+from tests.support.tools import find
 from tests.support.waiting import eventually
 
 
 def test_start_returns_once_the_daemon_is_ready_and_health_is_good_within_5_s(service: Service) -> None:
-    """`systemctl start` of the one name is enough for both, and ordinary users can ask."""
+    """`systemctl start` of the daemon's unit starts both programs. Ordinary users can ask and read the file."""
     service.systemctl("start")
     assert service.show(DAEMON, "ActiveState") == "active"
     as_nobody = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
     eventually(lambda: service.health()[0] == 200, "a good health", within_s=5)
-    answer = service.run(*as_nobody, "curl", "-sf", "localhost:8888/funding/BTCUSDT").stdout
+    answer = service.run(*as_nobody, find("curl", "curl"), "-sf", "localhost:8888/funding/BTCUSDT").stdout
     assert json.loads(answer)["symbol"] == "BTCUSDT"
     assert "BTCUSDT" in json.loads(service.run(*as_nobody, "cat", STATE_FILE).stdout)["funding_state"]
 
 
 def test_status_shows_symbols_age_and_source(service: Service) -> None:
-    """The Status line of `systemctl status` says how the daemon is, and follows it."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    """The Status line of `systemctl status` shows the state of the daemon, and changes with it."""
+    service.start()
     pattern = r"Status: \"[1-9]\d* symbols, newest \d+ s old, source stream, 2 of 2 connections"
     eventually(lambda: re.search(pattern, service.run("systemctl", "status", DAEMON).stdout), "the status line")
     service.exchange.down()
@@ -32,12 +32,11 @@ def test_status_shows_symbols_age_and_source(service: Service) -> None:
 
 
 def test_stop_ends_both_within_3_s(service: Service) -> None:
-    """When `systemctl stop` of the one name returns, both are gone, of their own accord and with status 0."""
+    """When `systemctl stop` returns, both programs have ended by themselves with status 0."""
     for unit in (DAEMON, SERVER):
         tell = 'echo "ended: $SERVICE_RESULT, $EXIT_CODE $EXIT_STATUS"'
         service.drop_in(unit, f"ExecStopPost=sh -c '{tell}'")
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     assert service.systemctl("stop") < 3
     for unit in (DAEMON, SERVER):
         assert service.pid(unit) == 0
@@ -45,9 +44,8 @@ def test_stop_ends_both_within_3_s(service: Service) -> None:
 
 
 def test_restart_restarts_both(service: Service) -> None:
-    """`systemctl restart` of the one name brings up two new processes, with the settings as they are now."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    """`systemctl restart` starts two new processes with the current settings."""
+    service.start()
     old = service.pid(DAEMON), service.pid(SERVER)
     service.configure(LOG_LEVEL="DEBUG", STALE_SECONDS=100)
     service.systemctl("restart")
@@ -56,9 +54,8 @@ def test_restart_restarts_both(service: Service) -> None:
 
 
 def test_restart_keeps_records_and_gaps(service: Service) -> None:
-    """What the daemon knew before a stop it knows afterwards, with the old times; the stop itself is a gap."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    """Records keep their old times over a stop, and the stop counts as a gap."""
+    service.start()
     service.exchange.down()
     service.systemctl("stop")
     before = service.state()
@@ -78,15 +75,17 @@ def test_restart_keeps_records_and_gaps(service: Service) -> None:
 
 
 def _shift_into_the_past(state: dict[str, Any], seconds: float) -> None:
-    """Make a state file as a daemon would have left it that long ago."""
+    """Change a state file to what a daemon would have left that long ago."""
     state["updated_at"] -= seconds
     state["boottime"] -= seconds
+    state["connection_status"]["market_served_time"] -= seconds
     for record in state["funding_state"].values():
         record["updatedAt"] -= seconds
+        record["eventTime"] -= int(seconds * 1000)
 
 
 def test_start_succeeds_without_the_exchange_and_recovers_by_itself(service: Service) -> None:
-    """With the exchange unreachable the service starts all the same, says so, and is well once it is back."""
+    """The service starts without the exchange, reports that, and becomes healthy when the exchange is back."""
     service.exchange.down()
     service.systemctl("start")
     eventually(lambda: service.health() == (503, "unhealthy"), "the server to say so")
@@ -98,7 +97,7 @@ def test_start_succeeds_without_the_exchange_and_recovers_by_itself(service: Ser
 
 
 def test_wrong_setting_fails_at_once_and_says_why(service: Service) -> None:
-    """With a wrong setting the start fails, is not tried again, and `systemctl status` shows the line."""
+    """The start fails, systemd does not repeat it, and `systemctl status` shows the log line."""
     service.configure(STALE_SECONDS="soon")
     assert service.run("systemctl", "start", DAEMON, check=False).returncode != 0
     assert (service.show(DAEMON, "ActiveState"), service.show(DAEMON, "ExecMainStatus")) == ("failed", "78")
@@ -107,15 +106,13 @@ def test_wrong_setting_fails_at_once_and_says_why(service: Service) -> None:
     assert [line for line in status.splitlines() if "STALE_SECONDS" in line and "soon" in line]
     assert "Traceback" not in status
     service.configure()
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
 
 
 @pytest.mark.parametrize(("name", "value"), [("STALE_SECONDS", "soon"), ("STATE_FILE", "/nowhere/state.json")])
 def test_wrong_setting_in_a_restart_takes_both_down_until_it_is_mended(service: Service, name: str, value: str) -> None:
-    """The server does not live on without the daemon, whether the setting would be wrong for it too or not."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    """The server ends with the daemon, even if the setting is only wrong for the daemon."""
+    service.start()
     service.configure(**{name: value})
     assert service.run("systemctl", "restart", DAEMON, check=False).returncode != 0
     eventually(lambda: (service.pid(DAEMON), service.pid(SERVER)) == (0, 0), "both to be down")

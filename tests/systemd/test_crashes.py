@@ -10,9 +10,8 @@ from tests.support.waiting import eventually
 
 
 def test_killed_daemon_is_back_within_3_s_while_the_server_answers(service: Service) -> None:
-    """SIGKILL of the daemon costs neither the server nor one of its answers."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    """SIGKILL of the daemon ends neither the server nor any of its answers."""
+    service.start()
     daemon, server = service.pid(DAEMON), service.pid(SERVER)
     killed_s = time.monotonic()
     service.signal("KILL")
@@ -26,8 +25,7 @@ def test_killed_daemon_is_back_within_3_s_while_the_server_answers(service: Serv
 
 def test_killed_server_is_back_while_the_daemon_goes_on(service: Service) -> None:
     """SIGKILL of the server does not touch the daemon."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     daemon, server = service.pid(DAEMON), service.pid(SERVER)
     service.run("kill", "-KILL", str(server))
     eventually(lambda: service.pid(SERVER) not in (0, server), "a new server")
@@ -47,13 +45,12 @@ def test_systemd_never_gives_up(service: Service) -> None:
 
 @pytest.mark.parametrize("verb", ["stop", "restart"])
 def test_one_name_controls_both_while_a_crashed_daemon_waits(service: Service, verb: str) -> None:
-    """In the second between a crash and the next start, too, the server is stopped or restarted with the daemon."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    """The server is stopped or restarted with the daemon, even in the second between a crash and the next start."""
+    service.start()
     server = service.pid(SERVER)
     service.signal("KILL")
     eventually(lambda: service.pid(DAEMON) == 0, "its end")
-    time.sleep(0.3)  # amid the second: at any other time, too, both must follow
+    time.sleep(0.3)  # in the middle of that second; both must follow at any other time, too
     service.systemctl(verb)
     if verb == "stop":
         assert (service.pid(DAEMON), service.pid(SERVER)) == (0, 0)
@@ -64,11 +61,10 @@ def test_one_name_controls_both_while_a_crashed_daemon_waits(service: Service, v
 
 @pytest.mark.parametrize("unit", [DAEMON, SERVER])
 def test_frozen_process_is_replaced(service: Service, unit: str) -> None:
-    """A process that SIGSTOP has frozen is noticed by the watchdog and replaced; the other one goes on."""
+    """The watchdog replaces a process that SIGSTOP has frozen. The other program goes on."""
     service.drop_in(unit, "WatchdogSec=3", "TimeoutAbortSec=1")
     other = SERVER if unit == DAEMON else DAEMON
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     frozen, bystander = service.pid(unit), service.pid(other)
     service.run("kill", "-STOP", str(frozen))
     eventually(lambda: service.pid(unit) not in (0, frozen), "a new process")
@@ -78,14 +74,14 @@ def test_frozen_process_is_replaced(service: Service, unit: str) -> None:
 
 
 def test_both_are_watched(service: Service) -> None:
-    """As installed, either process has 20 s to report in."""
+    """The installed units give each process 20 s to report."""
     service.systemctl("start")
     for unit in (DAEMON, SERVER):
         eventually(lambda: service.show(unit, "WatchdogUSec") == "20s", f"the watchdog of {unit}")  # noqa: B023
 
 
 def test_watchdog_leaves_working_processes_alone(service: Service) -> None:
-    """Over several watchdog periods both go on, the server without a single request too."""
+    """Both run for several watchdog periods. The server needs no requests for that."""
     for unit in (DAEMON, SERVER):
         service.drop_in(unit, "WatchdogSec=1")
     service.systemctl("start")
@@ -123,8 +119,7 @@ def test_deadlock_in_the_writer_thread_ends_in_a_restart(service: Service) -> No
     service.drop_in(
         DAEMON, "WatchdogSec=2", f"Environment=PYTHONPATH={PREFIX}/current", "ExecStart=", command + program
     )
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     stuck, server = service.pid(DAEMON), service.pid(SERVER)
     service.machine.path(f"{STATE_DIRECTORY}/deadlock").touch()
     eventually(lambda: service.pid(DAEMON) not in (0, stuck), "a new daemon", within_s=60)

@@ -16,7 +16,7 @@ def test_installation_starts_nothing_and_says_what_is_next(installation: Install
 
 
 def test_everybody_can_read_the_installation(service: Service) -> None:
-    """Installed with a umask that keeps others out, it is still of use to the services' users, bytecode included."""
+    """A strict umask during the installation does not keep the services' users from its files, bytecode included."""
     assert service.run("find", PREFIX, "!", "-type", "l", "!", "-perm", "-o=r").stdout == ""
     assert service.run("find", PREFIX, "-type", "d", "!", "-perm", "-o=x").stdout == ""
     package = f"{PREFIX}/current/binance_funding"
@@ -27,9 +27,9 @@ def test_everybody_can_read_the_installation(service: Service) -> None:
 
 
 def test_what_the_documentation_refers_to_is_installed_too(service: Service) -> None:
-    """`systemctl help` leads to the README; its links lead on, and so do those of the pages for operators."""
+    """The links in the README and in the pages for operators lead to installed files."""
     release = service.machine.path(f"{PREFIX}/{service.run('readlink', f'{PREFIX}/current').stdout.strip()}")
-    # development.md speaks of the clone.
+    # development.md links to files of the clone.
     pages = [page for page in release.glob("docs/**/*.md") if page.name != "development.md"]
     assert len(pages) >= 5
     for page in [release / "README.md", *pages]:
@@ -38,7 +38,7 @@ def test_what_the_documentation_refers_to_is_installed_too(service: Service) -> 
 
 
 def test_installed_settings_are_the_defaults(service: Service, installation: Installation) -> None:
-    """All are commented out, and uncommented they are taken by systemd and by both programs."""
+    """All settings are commented out. Uncommented, systemd and both programs accept them."""
     assert [line for line in installation.settings.splitlines() if line and not line.startswith("#")] == []
     uncommented, count = re.subn(r"^#([A-Z_]+=)", r"\1", installation.settings, flags=re.MULTILINE)
     assert count >= 17
@@ -51,10 +51,9 @@ def test_installed_settings_are_the_defaults(service: Service, installation: Ins
 def test_upgrade_over_a_running_service(service: Service) -> None:
     """A second `make install` leaves processes and settings alone; the new programs run after a restart.
 
-    The running programs keep their files until then: of releases, the one before stays, and no older one.
+    The running programs keep their files until then: the release before stays installed, older releases do not.
     """
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     service.machine.path(SETTINGS_FILE).open("a").write("# mine\n")
     settings = service.machine.path(SETTINGS_FILE).read_bytes()
     old = service.pid(DAEMON), service.pid(SERVER)
@@ -78,12 +77,12 @@ def test_upgrade_over_a_running_service(service: Service) -> None:
 @pytest.mark.parametrize(
     ("module", "fault", "reason"),
     [
-        ("daemon/rates.py", "import nothing", "binance_funding_ws_daemon.py does not run"),
+        ("daemon/supervisor.py", "import nothing", "binance_funding_ws_daemon.py does not run"),
         ("server/report.py", "import", "the programs do not compile"),
     ],
 )
 def test_failed_upgrade_changes_nothing(service: Service, module: str, fault: str, reason: str) -> None:
-    """An installation that does not work is not put into place, and nothing of it stays behind."""
+    """A failed installation neither replaces the current release nor leaves files behind."""
     clone = service.changed_clone(f"echo '{fault}' >>binance_funding/{module}")
     before = service.run("find", PREFIX, "-maxdepth", "1").stdout, service.machine.path(f"{PREFIX}/current").readlink()
     failed = service.run("make", "-C", clone, "install", check=False, host_network=True, timeout_s=120)
@@ -94,10 +93,9 @@ def test_failed_upgrade_changes_nothing(service: Service, module: str, fault: st
 
 
 def test_uninstallation_leaves_the_settings_only(service: Service) -> None:
-    """Of a running, enabled service the installed script takes all away; `make uninstall` then has nothing to do."""
+    """The installed script removes a running, enabled service completely. `make uninstall` then has nothing to do."""
     service.systemctl("enable")
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     settings = service.machine.path(SETTINGS_FILE).read_bytes()
     for command in (f"sh {PREFIX}/current/packaging/install.sh uninstall", f"make -C {CLONE} uninstall"):
         service.run("sh", "-c", command)

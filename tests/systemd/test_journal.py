@@ -8,8 +8,7 @@ from tests.support.waiting import eventually
 
 def test_no_warning_in_a_quiet_run(service: Service) -> None:
     """`journalctl -p warning` is empty after start, work, restart and stop."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     eventually(lambda: service.state()["comparison"]["totals"]["runs"] >= 2, "two comparisons with REST")
     service.systemctl("restart")
     service.wait_until_healthy()
@@ -20,9 +19,8 @@ def test_no_warning_in_a_quiet_run(service: Service) -> None:
 
 
 def test_warnings_of_a_rough_run_are_its_losses(service: Service) -> None:
-    """`journalctl -p warning` holds one line for each lost connection, and whether REST had to stand in meanwhile."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    """`journalctl -p warning` shows a line for each lost connection, and possibly that REST was used meanwhile."""
+    service.start()
 
     def connected() -> int:
         return sum(line.startswith("connected ") for line in service.journal())
@@ -31,7 +29,7 @@ def test_warnings_of_a_rough_run_are_its_losses(service: Service) -> None:
     service.exchange.reset()
     eventually(lambda: connected() == 4, "two new ones")
     service.systemctl("stop")
-    # Both are lost at once: whether a look at the market falls between loss and return is chance.
+    # Both connections are lost at once. The daemon may or may not check the market before they are back.
     warnings = [line for line in service.journal(DAEMON, "-p", "warning") if not line.startswith("fallback on ")]
     assert all(line.startswith("lost ") and 'cause="connection reset by peer"' in line for line in warnings), warnings
     assert {found for line in warnings for found in re.findall(r" conn=(\d+) ", line)} == {"1", "2"}

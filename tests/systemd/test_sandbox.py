@@ -9,6 +9,7 @@ import pytest
 from binance_funding.schema import PROCESS
 from tests.support.installed import DAEMON, PREFIX, PYTHON, SERVER, STATE_DIRECTORY, Service
 from tests.support.programs import ROOT
+from tests.support.tools import find
 
 PROBE = """
 import ctypes, json, mmap, os, socket, stat, subprocess, sys
@@ -85,13 +86,13 @@ print("probe", json.dumps({
 
 
 def _probe(service: Service, unit: str) -> dict[str, Any]:
-    """What a program can do from inside a unit's sandbox."""
+    """Return what a program can do inside a unit's sandbox."""
     service.write(f"{PREFIX}/probe.py", PROBE)
     service.drop_in(unit, f"ExecStartPre={PYTHON} {PREFIX}/probe.py")
     service.run(
         "sh",
         "-c",
-        # Open to everybody but for the sandbox.
+        # Only the sandbox restricts access to these.
         "mkdir -p /home/probe /srv/open && chmod 0755 /home/probe && chmod 0777 /srv/open && "
         "touch /srv/open/file /home/probe/notes /root/notes && chmod 0666 /srv/open/file /home/probe/notes && "
         "cp /usr/bin/python3 /usr/local/bin/rooted && chmod 4755 /usr/local/bin/rooted",
@@ -104,7 +105,7 @@ def _probe(service: Service, unit: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("unit", [DAEMON, SERVER])
 def test_sandbox_leaves_no_way_out(service: Service, unit: str) -> None:
-    """From inside: nothing can be written but the daemon's own directory, nothing read under /home, no right gained."""
+    """A program can write only the daemon's directory, cannot read /home, and cannot gain rights."""
     findings = _probe(service, unit)
     assert [path for path in findings["writable"] if not path.startswith(STATE_DIRECTORY)] == []
     assert bool(findings["writable"]) == (unit == DAEMON)
@@ -120,22 +121,21 @@ def test_sandbox_leaves_no_way_out(service: Service, unit: str) -> None:
 
 
 def test_both_programs_know_what_they_use(service: Service) -> None:
-    """The sandbox hides other processes and most of /proc; what a program asks there of itself, it is told."""
-    service.systemctl("start")
-    service.wait_until_healthy()
-    answer = service.run("curl", "-sS", "http://127.0.0.1:8888/metrics").stdout
+    """The sandbox hides other processes and most of /proc, but not a program's own figures."""
+    service.start()
+    answer = service.run(find("curl", "curl"), "-sS", "http://127.0.0.1:8888/metrics").stdout
     for prefix in ("", "binance_funding_daemon_"):
         told = re.findall(rf"^{prefix}process_(\w+) \d", answer, re.MULTILINE)
         assert len(told) == len(set(told)) == len(PROCESS), told
 
 
 def test_server_answers_this_host_only_until_the_documented_commands_let_others_in(service: Service) -> None:
-    """Bound to every address, it answers other hosts only where IPAddressAllow= named them when the service started.
+    """The server listens on every address, but answers only hosts that IPAddressAllow= named when the service started.
 
-    The listening socket keeps the rule it was made under, however often the server is restarted or crashes.
+    Restarts and crashes of the server do not change that, because the listening socket outlives them.
     """
     outside = "192.0.2.1"
-    service.run("ip", "address", "replace", f"{outside}/32", "dev", "lo")
+    service.run(find("ip", "iproute2"), "address", "replace", f"{outside}/32", "dev", "lo")
     service.configure(API_HOST="0.0.0.0")
 
     def assert_silent() -> None:
@@ -150,9 +150,9 @@ def test_server_answers_this_host_only_until_the_documented_commands_let_others_
     service.run("kill", "-KILL", str(service.pid(SERVER)))
     assert_silent()
     service.configure(API_HOST="127.0.0.1")
-    _, _, section = (ROOT / "docs/many-hosts.md").read_text(encoding="utf-8").partition("## Access from other hosts\n")
+    _, _, section = (ROOT / "docs/operations.md").read_text(encoding="utf-8").partition("## Access from other hosts\n")
     commands = 'sudo() { "$@"; }\n' + section.split("```")[1]
-    # Another network first: where the address stays, a restart would keep what this one admits.
+    # With another network first: a restart that keeps the address keeps the socket and the network that it admits.
     service.run("sh", "-ec", commands.replace("192.0.2.0/24", "198.51.100.0/24"))
     assert_silent()
     service.run("sh", "-ec", commands)
@@ -162,7 +162,7 @@ def test_server_answers_this_host_only_until_the_documented_commands_let_others_
 
 @pytest.mark.parametrize(("unit", "limit"), [(DAEMON, 1.1), (SERVER, 1.0)])
 def test_exposure_level(service: Service, unit: str, limit: float) -> None:
-    """`systemd-analyze security` finds next to nothing that could still be taken away."""
+    """`systemd-analyze security` finds almost no right that the unit could still give up."""
     answer = service.run("systemd-analyze", "security", "--no-pager", f"{unit}.service").stdout
     found = re.search(rf"Overall exposure level for {unit}.service: ([\d.]+)", answer)
     assert found, answer
@@ -170,6 +170,6 @@ def test_exposure_level(service: Service, unit: str, limit: float) -> None:
 
 
 def test_units_are_flawless(service: Service) -> None:
-    """`systemd-analyze verify` has nothing to say."""
+    """`systemd-analyze verify` prints nothing."""
     units = [f"/etc/systemd/system/{unit}.service" for unit in (DAEMON, SERVER)]
     assert service.run("systemd-analyze", "verify", *units).stdout == ""

@@ -15,7 +15,7 @@ PORT_TAKEN = "cannot listen on 127.0.0.1:8888: address already in use"
 
 @contextlib.contextmanager
 def taken_port(service: Service) -> Iterator[None]:
-    """Within the block, somebody else listens where the server should."""
+    """Within the block, another socket listens on the server's port."""
     with service.machine.network():
         listener = socket.create_server(("127.0.0.1", 8888))
     with listener:
@@ -24,10 +24,12 @@ def taken_port(service: Service) -> Iterator[None]:
 
 @contextlib.contextmanager
 def other_daemon(service: Service) -> Iterator[int]:
-    """Within the block, a daemon that was started some other way writes the same state file. Yields its pid."""
+    """Within the block, a daemon outside the service writes the same state file. Yields its pid."""
     service.run(
         *("systemd-run", "--quiet", "--unit=other-daemon", "--property=User=binance-funding"),
         *("--property=RuntimeDirectory=binance-funding", "--property=RuntimeDirectoryPreserve=yes"),
+        # In a container, this decides which boot ID a process sees. A file of another boot would count as stale.
+        "--property=ProtectKernelTunables=yes",
         *(f"--property=EnvironmentFile={SETTINGS_FILE}", f"--setenv=STATE_FILE={STATE_FILE}"),
         *(PYTHON, f"{PREFIX}/current/binance_funding_ws_daemon.py"),
     )
@@ -40,7 +42,7 @@ def other_daemon(service: Service) -> Iterator[int]:
 
 
 def wait_until_it_waits(service: Service, unit: str, reason: str) -> None:
-    """Wait for the Status line to give this reason; then for longer than the start may take, in which nothing happens.
+    """Wait until the Status line shows this reason. Then check that the unit still waits after its start timeout.
 
     The unit's TimeoutStartSec is to be 2 s.
     """
@@ -51,12 +53,12 @@ def wait_until_it_waits(service: Service, unit: str, reason: str) -> None:
 
 
 def warnings(service: Service, unit: str) -> list[str]:
-    """Return what `journalctl -p warning` shows of a unit, systemd's own lines among it."""
+    """Return what `journalctl -p warning` shows of a unit, including systemd's own lines."""
     return service.journal(unit, "-p", "warning")
 
 
 def test_server_waits_for_its_port(service: Service) -> None:
-    """It says so once, is not restarted however long it takes, and serves as soon as the port is free."""
+    """It logs that once, is not restarted meanwhile, and serves as soon as the port is free."""
     service.drop_in(SERVER, "TimeoutStartSec=2")
     with taken_port(service):
         service.systemctl("start")
@@ -70,7 +72,7 @@ def test_server_waits_for_its_port(service: Service) -> None:
 
 
 def test_daemon_waits_for_its_file(service: Service) -> None:
-    """It names the pid of the daemon that writes the file, once, and takes over when that one has ended."""
+    """It logs the pid of the daemon that writes the file once, and starts when that daemon has ended."""
     service.drop_in(DAEMON, "TimeoutStartSec=2")
     with other_daemon(service) as other_pid:
         service.systemctl("start", DAEMON, "--no-block")
@@ -78,13 +80,14 @@ def test_daemon_waits_for_its_file(service: Service) -> None:
         assert service.state()["daemon_pid"] == other_pid
     service.wait_until_healthy()
     assert service.state()["daemon_pid"] == service.pid(DAEMON)
-    (line,) = warnings(service, DAEMON)
-    assert f"pid {other_pid}" in line
+    lines = warnings(service, DAEMON)
+    assert len(lines) == 1, lines
+    assert f"pid {other_pid}" in lines[0]
     assert service.show(DAEMON, "NRestarts") == "0"
 
 
 def test_daemon_waits_until_its_file_can_be_written(service: Service) -> None:
-    """A fault of the directory, found after the lock was taken, is waited out as well, and is not laid to a daemon."""
+    """It also waits if the directory is at fault, and then does not blame another daemon."""
     obstacle = f"{STATE_FILE}.tmp"
     service.run("install", "-d", "-o", "binance-funding", STATE_DIRECTORY, f"{obstacle}/kept")
     try:
@@ -100,7 +103,7 @@ def test_daemon_waits_until_its_file_can_be_written(service: Service) -> None:
 
 
 def test_server_that_waits_stops_within_3_s(service: Service) -> None:
-    """`systemctl stop` of the one name ends a server in its wait, of its own accord and with status 0."""
+    """The waiting server ends by itself with status 0."""
     with taken_port(service):
         service.systemctl("start")
         eventually(lambda: PORT_TAKEN in service.show(SERVER, "StatusText"), "the server to wait")
@@ -110,7 +113,7 @@ def test_server_that_waits_stops_within_3_s(service: Service) -> None:
 
 
 def test_daemon_that_waits_stops_within_3_s(service: Service) -> None:
-    """`systemctl stop` ends it in its wait, of its own accord and with status 0; the other one goes on."""
+    """The waiting daemon ends by itself with status 0. The other daemon goes on."""
     with other_daemon(service) as other_pid:
         service.systemctl("start", DAEMON, "--no-block")
         eventually(lambda: "already written" in service.show(DAEMON, "StatusText"), "the daemon to wait")
@@ -120,10 +123,9 @@ def test_daemon_that_waits_stops_within_3_s(service: Service) -> None:
 
 
 def test_restart_of_a_crashed_daemon_waits_as_well(service: Service) -> None:
-    """Where its file was taken before systemd restarted it, it waits as at the first start."""
+    """If another daemon took the file meanwhile, the restarted daemon waits as at the first start."""
     service.drop_in(DAEMON, "RestartSec=3")
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     service.run("kill", "-KILL", str(service.pid(DAEMON)))
     eventually(lambda: service.pid(DAEMON) == 0, "its end")
     with other_daemon(service):
@@ -134,10 +136,9 @@ def test_restart_of_a_crashed_daemon_waits_as_well(service: Service) -> None:
 
 
 def test_port_of_a_crashed_server_cannot_be_taken(service: Service) -> None:
-    """It stays with systemd until the server is back."""
+    """The listening socket stays with systemd until the server is back."""
     service.drop_in(SERVER, "RestartSec=3")
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     service.run("kill", "-KILL", str(service.pid(SERVER)))
     eventually(lambda: service.pid(SERVER) == 0, "its end")
     with pytest.raises(OSError, match="in use"), taken_port(service):
@@ -146,9 +147,8 @@ def test_port_of_a_crashed_server_cannot_be_taken(service: Service) -> None:
 
 
 def test_port_of_a_stopped_service_is_free(service: Service) -> None:
-    """A stop, unlike a restart, leaves nothing listening."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    """Unlike a restart, a stop closes the listening socket."""
+    service.start()
     service.systemctl("stop")
     with taken_port(service):
         assert service.show(SERVER, "NFileDescriptorStore") == "0"

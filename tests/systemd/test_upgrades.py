@@ -9,6 +9,7 @@ import pytest
 from tests.support.installed import DAEMON, PREFIX, SERVER, Service
 from tests.support.machine import CLONE
 from tests.support.steady_clients import ASKING, Asked, SteadyClients
+from tests.support.tools import find
 from tests.support.waiting import eventually
 
 NEXT_RELEASE = "echo '__version__ = \"next\"' >>binance_funding/__init__.py"
@@ -16,10 +17,9 @@ NEXT_RELEASE = "echo '__version__ = \"next\"' >>binance_funding/__init__.py"
 
 @pytest.fixture
 def clients(service: Service) -> Iterator[SteadyClients]:
-    """The service, running, and clients that ask it."""
+    """Clients that ask the running service."""
     service.configure(HEARTBEAT_SECONDS=5)  # as it is by default: health says from it whether the daemon lives
-    service.systemctl("start")
-    service.wait_until_healthy()
+    service.start()
     clients = SteadyClients(8888)
     with contextlib.ExitStack() as stack:
         with service.machine.network():
@@ -28,7 +28,7 @@ def clients(service: Service) -> Iterator[SteadyClients]:
 
 
 def disturb(service: Service, clients: SteadyClients, disturbance: Callable[[], object], *units: str) -> list[Asked]:
-    """Do this, and wait until these units have new processes and every client has what it wants of them again.
+    """Call `disturbance`, and wait until these units have new processes and every client is served again.
 
     Returns the requests that were not answered with 200. No other may have been noticeable.
     """
@@ -55,13 +55,13 @@ def disturb(service: Service, clients: SteadyClients, disturbance: Callable[[], 
 
 @pytest.mark.parametrize("unit", [DAEMON, SERVER])
 def test_nobody_notices_a_restart(service: Service, clients: SteadyClients, unit: str) -> None:
-    """Of either unit: no connection is refused, no answer late or other than 200, no data older than the restart."""
+    """During a restart, all requests are answered in time with 200, and no data is older than the restart took."""
     units = (DAEMON, SERVER) if unit == DAEMON else (SERVER,)
     assert disturb(service, clients, lambda: service.systemctl("restart", unit), *units) == []
 
 
 def test_nobody_notices_a_crash_of_the_daemon(service: Service, clients: SteadyClients) -> None:
-    """SIGKILL of the daemon changes no answer; subscribers stay connected."""
+    """After SIGKILL of the daemon, all requests are answered and subscribers stay connected."""
     server = service.pid(SERVER)
     assert disturb(service, clients, lambda: service.signal("KILL"), DAEMON) == []
     assert service.pid(SERVER) == server
@@ -69,7 +69,7 @@ def test_nobody_notices_a_crash_of_the_daemon(service: Service, clients: SteadyC
 
 
 def test_a_crash_of_the_server_costs_only_what_it_was_answering(service: Service, clients: SteadyClients) -> None:
-    """After SIGKILL, who was being answered loses that answer, at most one each; who asks then waits for it."""
+    """After SIGKILL, each client loses at most the answer in progress. Later requests wait for the new server."""
     gone_s: list[float] = []
 
     def kill() -> None:
@@ -87,20 +87,20 @@ def test_a_crash_of_the_server_costs_only_what_it_was_answering(service: Service
 
 
 def test_nobody_notices_an_upgrade(service: Service, clients: SteadyClients) -> None:
-    """`make install` of another release and a restart: all is answered, and by the other release in the end."""
+    """`make install` and a restart: all requests are answered, in the end by the new release."""
     service.install(clone=service.changed_clone(NEXT_RELEASE))
     assert disturb(service, clients, lambda: service.systemctl("restart"), DAEMON, SERVER) == []
     assert service.get("/")[1]["version"] == "next"
 
 
 def current_release(service: Service) -> str:
-    """Return the folder of the release that is in use from the next start on."""
+    """Return the folder of the release that the next start will use."""
     return service.run("readlink", "-e", f"{PREFIX}/current").stdout.strip()
 
 
 @pytest.fixture
 def releases(service: Service) -> tuple[str, str]:
-    """The folders of the release in use and of the one before."""
+    """The folders of the current and of the previous release."""
     if len(service.releases()) < 2:
         service.install(clone=service.changed_clone(NEXT_RELEASE))
     current = current_release(service)
@@ -111,7 +111,7 @@ def releases(service: Service) -> tuple[str, str]:
 def test_rolling_back_takes_one_command_that_nobody_notices(
     service: Service, releases: tuple[str, str], clients: SteadyClients
 ) -> None:
-    """`make rollback` brings the release before, running; once more, the one that was rolled back."""
+    """`make rollback` starts the previous release. A second `make rollback` starts the newer release again."""
     current, before = releases
     said: list[str] = []
     assert disturb(service, clients, lambda: said.append(service.install("rollback")), DAEMON, SERVER) == []
@@ -122,7 +122,7 @@ def test_rolling_back_takes_one_command_that_nobody_notices(
 
 
 def test_rolling_back_mends_a_release_that_does_not_run(service: Service, releases: tuple[str, str]) -> None:
-    """Without a clone at hand: both programs of the release before run again, as its own units say."""
+    """It works without a clone. Both programs of the previous release run again, with that release's units."""
     current, before = releases
     module = service.machine.path(f"{current}/binance_funding/daemon/supervisor.py")
     sound = module.read_text(encoding="utf-8")
@@ -149,15 +149,19 @@ def test_rolling_back_without_a_release_before_changes_nothing(service: Service)
 
 
 def test_another_address_is_used_from_the_next_restart_on(service: Service) -> None:
-    """API_PORT and API_HOST: the socket kept so far is given up, and nothing has to be waited for."""
-    service.systemctl("start")
-    service.wait_until_healthy()
+    """With a changed API_PORT or API_HOST, the server closes the kept socket and listens on the new address at once."""
+    service.start()
     for host, port in (("127.0.0.1", 8889), ("0.0.0.0", 8889), ("0.0.0.0", 8888)):
         service.configure(API_HOST=host, API_PORT=port)
         service.systemctl("restart")
-        # Whoever waits in the backlog of the socket that is given up is reset, and asks again.
-        service.run("curl", "-sf", "--retry", "9", "--retry-all-errors", f"localhost:{port}/funding/health")
-        assert service.run("ss", "-Hltn", f"sport = :{port}").stdout.split()[3] == f"{host}:{port}"
-        assert service.run("ss", "-Hltn", "sport >= :8888 and sport <= :8889").stdout.count("LISTEN") == 1
+        # A client in the backlog of the closed socket is reset, so curl must ask again.
+        service.run(
+            find("curl", "curl"), "-sf", "--retry", "9", "--retry-all-errors", f"localhost:{port}/funding/health"
+        )
+        assert service.run(find("ss", "iproute2"), "-Hltn", f"sport = :{port}").stdout.split()[3] == f"{host}:{port}"
+        assert (
+            service.run(find("ss", "iproute2"), "-Hltn", "sport >= :8888 and sport <= :8889").stdout.count("LISTEN")
+            == 1
+        )
         assert service.show(SERVER, "NFileDescriptorStore") == "1"
     assert service.journal(SERVER, "-p", "warning") == []

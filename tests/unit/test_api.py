@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from binance_funding.server.state_reader import StateReader
 from binance_funding.settings import Settings
 from tests.support.api_over_file import STALE_S, ApiOverFile
 from tests.support.clock import STEADY_S, WALL_S, SimulatedClock
+from tests.support.memory import grown_bytes
 from tests.support.samples import record, state
 from tests.support.state_files import OLD_FILE
 
@@ -23,6 +25,10 @@ TWO_AGES = {
     "OLDUSDT": record(updatedAt=WALL_S - STALE_S - 20, source="rest"),
     "币安人生USDT": record(updatedAt=WALL_S - 2, fundingIntervalHours=4),
 }
+PREMIUM = -0.00047943
+"""Of the prices that a record has by default."""
+
+PATHS = tuple(Api(StateReader("/nonexistent"), Settings(), SimulatedClock().clock).endpoints)
 
 
 def served(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -32,6 +38,7 @@ def served(records: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "symbol": symbol,
             **one,
             "annualizedFundingRate": round(one["fundingRate"] * 24 / one["fundingIntervalHours"] * 365, 12),
+            "premium": round(one["markPrice"] / one["indexPrice"] - 1, 8),
         }
         for symbol, one in records.items()
     }
@@ -48,7 +55,7 @@ def test_without_a_usable_file_everything_with_data_is_unavailable(server: ApiOv
     """503 with the reason, and never a crash; an unknown path is unknown all the same."""
     if content is not None:
         server.put(content)
-    for path in ("/funding", "/funding/BTCUSDT", "/funding/report", "/metrics"):
+    for path in ("/funding", "/funding/BTCUSDT", "/funding/report"):
         assert str(server.path) in server.json(path, status=503)["error"]
     assert "error" in server.json("/funding/batch", "symbols=A", status=503)
     assert server.get("/nothing").status == 404
@@ -72,14 +79,15 @@ def test_a_symbol_is_answered_with_its_record_and_what_follows_from_it(server: A
         **record(updatedAt=WALL_S - 1.5),
         "ageSeconds": 3.75,
         "annualizedFundingRate": 0.1095,
+        "premium": PREMIUM,
     }
 
 
 def test_marks_of_a_record_are_answered_too(server: ApiOverFile) -> None:
     """One that stands still at the exchange is served with its age, marked."""
-    server.put(state({"A": record(halted=True, updatedAt=WALL_S - 60), "B": record(fundingIntervalAssumed=True)}))
+    server.put(state({"A": record(halted=True, updatedAt=WALL_S - 20), "B": record(fundingIntervalAssumed=True)}))
     answer = server.json("/funding/A")
-    assert (answer["halted"], answer["ageSeconds"], "unlisted" in answer) == (True, 60, False)
+    assert (answer["halted"], answer["ageSeconds"], "unlisted" in answer) == (True, 20, False)
     assert server.json("/funding/B")["fundingIntervalAssumed"] is True
     assert server.json("/funding")["data"]["A"]["halted"] is True
 
@@ -96,7 +104,26 @@ def test_the_rate_per_year_depends_on_the_interval(
     assert server.json("/funding/A")["annualizedFundingRate"] == annualized
 
 
-@pytest.mark.parametrize("path", ["/funding/btcusdt", "/funding/BtcUsdt", "/funding/BTCUSDT/"])
+@pytest.mark.parametrize(
+    ("mark", "index", "premium"),
+    [
+        (101, 100, 0.01),
+        (91725.87823913, 91769.87543478, PREMIUM),
+        (0.00012345, 0.00012346, -0.000081),
+        (100, 0, None),
+        (1e299, 1e-299, None),
+    ],
+)
+def test_the_premium_is_the_mark_price_over_the_index_price(
+    server: ApiOverFile, mark: float, index: float, premium: float | None
+) -> None:
+    """Less 1, with eight decimal places; null if a damaged file makes it no number."""
+    server.put(state({"A": record(markPrice=mark, indexPrice=index)}))
+    assert server.json("/funding/A")["premium"] == premium
+    assert server.json("/funding")["data"]["A"]["premium"] == premium
+
+
+@pytest.mark.parametrize("path", ["/funding/btcusdt", "/funding/BtcUsdt"])
 def test_a_symbol_may_be_asked_in_any_case(server: ApiOverFile, path: str) -> None:
     """It is answered as it is written in the file."""
     server.put(state())
@@ -126,28 +153,49 @@ def test_an_unknown_symbol_is_404(server: ApiOverFile) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/fundin", "/funding/a/b", "/funding/batch/x", "/Funding", "/favicon.ico", "/funding//a"]
+    "path",
+    [
+        "/fundin",
+        "/funding/a/b",
+        "/funding/a/usdt/b",
+        "/funding//usdt",
+        "/funding/batch/x",
+        "/Funding",
+        "/favicon.ico",
+        "/funding//a",
+    ],
 )
 def test_an_unknown_path_is_404_with_an_error(server: ApiOverFile, path: str) -> None:
-    """Always a small JSON object."""
+    """Always a small JSON object, which no cache may keep for the next client."""
     server.put(state())
     response = server.get(path)
     assert response.status == 404
     assert list(json.loads(response.body)) == ["error"]
+    assert dict(response.headers)["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    "path", ["//", *(f"{path.replace('{symbol}', 'BTCUSDT')}/" for path in PATHS if path != "/"), "/funding/health//"]
+)
+def test_a_path_with_a_slash_at_the_end_is_unknown(server: ApiOverFile, path: str) -> None:
+    """A proxy in front finds its rules by path, so each path has one spelling; the error says what is wrong."""
+    server.put(state())
+    assert "do not end with a slash" in server.json(path, status=404)["error"]
 
 
 def test_a_stale_symbol_is_503_with_what_was_last_known(server: ApiOverFile) -> None:
     """Exactly STALE_SECONDS is fresh; beyond, the record comes with error, age and limit."""
-    server.put(state({"A": record(updatedAt=WALL_S - 170), "B": record()}))
+    server.put(state({"A": record(updatedAt=WALL_S - 20), "B": record()}))
     server.time.advance(10)
     assert server.json("/funding/A")["ageSeconds"] == STALE_S
     server.time.advance(0.5)
     answer = server.json("/funding/A", status=503)
     assert answer == {
         "symbol": "A",
-        **record(updatedAt=WALL_S - 170),
-        "ageSeconds": 180.5,
+        **record(updatedAt=WALL_S - 20),
+        "ageSeconds": 30.5,
         "annualizedFundingRate": 0.1095,
+        "premium": PREMIUM,
         "stale": True,
         "error": "stale data",
         "maxAgeSeconds": STALE_S,
@@ -155,11 +203,128 @@ def test_a_stale_symbol_is_503_with_what_was_last_known(server: ApiOverFile) -> 
     assert server.get("/funding/B").status == 200
 
 
+@pytest.mark.parametrize(
+    "asked", ["BTC", "btc-usdt", "btc_usdt", "BTC/USDT", "BTCUSD", "BTC-PERP", "BTCUSDT.P", "BTC/USDT:USDT"]
+)
+def test_another_spelling_of_a_symbol_is_404_with_a_suggestion(server: ApiOverFile, asked: str) -> None:
+    """Alone and in a batch. It is not answered as if it were the symbol."""
+    server.put(state())
+    expected = {"symbol": asked.upper(), "error": "unknown symbol", "suggestion": "BTCUSDT"}
+    assert server.json(f"/funding/{asked}", status=404) == expected
+    assert server.json("/funding/batch", f"symbols={asked},BTCUSDT")["data"][0] == expected
+
+
+def test_a_suggestion_is_spelt_as_binance_spells_the_symbol(server: ApiOverFile) -> None:
+    """Names in the file may have letters in lower case."""
+    server.put(state({"aBcUSDT": record()}))
+    assert server.json("/funding/abc", status=404)["suggestion"] == "aBcUSDT"
+
+
+def test_before_the_first_data_nothing_is_suggested(server: ApiOverFile) -> None:
+    """The symbol asked for may exist."""
+    server.put(state({}))
+    assert server.json("/funding/BTC/USDT", status=503) == {"symbol": "BTC/USDT", "error": "no data yet"}
+
+
+def test_older_than_the_reader_allows_is_stale_for_this_reader(server: ApiOverFile) -> None:
+    """Exactly as old is fresh. Nobody else notices."""
+    server.put(state({"A": record(updatedAt=WALL_S - 2.5), "B": record()}))
+    assert server.json("/funding/A", "maxAge=2.5")["ageSeconds"] == 2.5
+    answer = server.json("/funding/A", "maxAge=2.4", status=503)
+    assert answer == {
+        **served({"A": record(updatedAt=WALL_S - 2.5)})["A"],
+        "ageSeconds": 2.5,
+        "stale": True,
+        "error": "stale data",
+        "maxAgeSeconds": 2.4,
+    }
+    assert server.json("/funding/B", "maxAge=2.4")["ageSeconds"] == 0
+    assert "stale" not in server.json("/funding/A")
+
+
+@pytest.mark.parametrize("limit", ["30", "31", "1000000", "9" * 400])
+def test_a_reader_cannot_allow_more_than_the_service_does(server: ApiOverFile, limit: str) -> None:
+    """STALE_SECONDS applies, and the answer says so."""
+    server.put(state({"A": record(updatedAt=WALL_S - STALE_S - 0.5)}))
+    for path, query in (("/funding/A", ""), ("/funding", "")):
+        assert server.json(path, f"{query}maxAge={limit}", status=503)["maxAgeSeconds"] == STALE_S
+    (row,) = server.json("/funding/batch", f"symbols=A&maxAge={limit}", status=503)["data"]
+    assert row["maxAgeSeconds"] == STALE_S
+    assert server.health("unhealthy", f"maxAge={limit}")["symbolsStale"] == 1
+
+
+@pytest.mark.parametrize("path", ["/funding/A", "/funding", "/funding/batch", "/funding/health"])
+@pytest.mark.parametrize("value", ["", "0", "0.0", "-1", "1e3", "+5", "5s", "nan", "inf", ".", "\u0661", "1,5"])
+def test_a_limit_that_is_no_number_of_seconds_is_400(server: ApiOverFile, path: str, value: str) -> None:
+    """It says what is allowed."""
+    server.put(state({"A": record()}))
+    error = server.json(path, f"maxAge={value}", status=400)["error"]
+    assert error == "maxAge must be a number of seconds above 0, for example 12 or 2.5"
+    assert server.json(path, "maxAge=5&maxAge=6", status=400)["error"] == "maxAge must be given only once"
+
+
+@pytest.mark.parametrize("value", ["5", "5.", "5.0", "05", ".5", "2.125"])
+def test_a_limit_may_have_a_fraction(server: ApiOverFile, value: str) -> None:
+    """As the settings may."""
+    server.put(state({"A": record()}))
+    assert server.get("/funding/A", f"maxAge={value}").status == 200
+
+
+def test_the_list_is_marked_by_the_readers_limit(server: ApiOverFile) -> None:
+    """Its tag is that of its own content: the same as everybody's only while the same records are stale."""
+    records = {"A": record(updatedAt=WALL_S - 12), "B": record(updatedAt=WALL_S - 3), "C": record()}
+    server.put(state(records))
+    everybodys = server.get("/funding", accept_encoding="gzip")
+    assert server.get("/funding", "maxAge=12", accept_encoding="gzip") == everybodys
+    answer = server.get("/funding", "maxAge=11", accept_encoding="gzip")
+    content = json.loads(answer.body)
+    assert {symbol for symbol, row in content["data"].items() if row.pop("stale", False)} == {"A"}
+    assert (content["updatedAt"], content["count"], content["data"]) == (WALL_S, 3, served(records))
+    tag = dict(answer.headers)["ETag"]
+    assert tag not in {dict(everybodys.headers)["ETag"], dict(server.get("/funding", "maxAge=2").headers)["ETag"]}
+    assert server.get("/funding", "maxAge=10", if_none_match=tag).status == 304
+    assert server.get("/funding", if_none_match=tag).status == 200
+    assert "stale" not in server.json("/funding")["data"]["A"]
+
+
+def test_a_list_with_nothing_fresh_for_the_reader_is_503(server: ApiOverFile) -> None:
+    """With the limit that was applied."""
+    server.put(state({"A": record(updatedAt=WALL_S - 12), "B": record(updatedAt=WALL_S - 11)}))
+    answer = server.json("/funding", "maxAge=10", status=503)
+    assert (answer["error"], answer["maxAgeSeconds"], answer["count"]) == ("stale data", 10, 2)
+    assert all(row["stale"] for row in answer["data"].values())
+    assert server.get("/funding", "maxAge=10", if_none_match="*").status == 503
+    assert server.get("/funding").status == 200
+
+
+def test_lists_for_many_limits_are_not_kept(server: ApiOverFile) -> None:
+    """Three hundred limits, each with other stale records: the bodies together would take 20 MB."""
+    server.put(state({f"S{n:03}USDT": record(updatedAt=WALL_S - n / 100) for n in range(300)}))
+    server.get("/funding")
+
+    def ask() -> None:
+        for number in range(1, 300):
+            assert server.get("/funding", f"maxAge={number / 100}", accept_encoding="gzip").status == 200
+
+    assert grown_bytes(ask) < 1_000_000
+
+
+@pytest.mark.parametrize("path", ["/health", "/healthz"])
+def test_health_has_the_paths_that_others_use(server: ApiOverFile, path: str) -> None:
+    """They answer as /funding/health does, also to a limit, and are counted with it."""
+    assert server.json(path, status=503) == server.health("unhealthy")
+    server.put(state())
+    server.time.advance(2)
+    assert server.json(path) == server.health("healthy")
+    assert server.json(path, "maxAge=1", status=503)["status"] == "unhealthy"
+    assert server.api.meter.route_of(Request("GET", path, "", {})) == "/funding/health"
+
+
 def test_ages_grow_while_the_file_stays(server: ApiOverFile) -> None:
     """A dead daemon's data are served until they are stale, with their true age, and not a moment longer."""
     server.put(state())
-    for _ in range(18):
-        server.time.advance(10)
+    for _ in range(10):
+        server.time.advance(3)
         expected = server.time.steady_s - STEADY_S
         assert server.json("/funding/BTCUSDT")["ageSeconds"] == expected
     server.time.advance(0.1)
@@ -189,7 +354,7 @@ def test_stale_records_in_the_list_are_marked(server: ApiOverFile) -> None:
     assert [symbol for symbol, row in data.items() if row.pop("stale", None) is True] == ["OLDUSDT"]
     assert data == served(TWO_AGES)
     before = dict(server.get("/funding").headers)["ETag"]
-    server.time.advance(178.5)
+    server.time.advance(28.5)
     data = server.json("/funding")["data"]
     assert [symbol for symbol, row in data.items() if row.get("stale")] == ["OLDUSDT", "币安人生USDT"]
     assert dict(server.get("/funding").headers)["ETag"] != before
@@ -298,39 +463,52 @@ def test_the_list_is_compressed_where_that_is_accepted(server: ApiOverFile, acce
     assert server.get("/funding", accept_encoding=accept).body == response.body
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/funding", "/funding/BTCUSDT", "/funding/health", "/funding/report", "/funding/stream", "/metrics"]
-)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("has_file", [True, False])
 def test_an_unknown_parameter_is_400(server: ApiOverFile, path: str, *, has_file: bool) -> None:
-    """Anywhere, data or not: a misspelt one must not be answered with everything."""
+    """Anywhere, data or not: a misspelt one must not be answered with everything, nor kept by a cache."""
     if has_file:
         server.put(state())
-    served_there = "allowed: symbols" if path == "/funding/stream" else "none is allowed here"
-    for query in ("symbol=BTCUSDT", "symbol", "symbol="):
-        assert server.json(path, query, status=400)["error"] == f"unknown parameter 'symbol'; {served_there}"
+    allowed = {
+        **dict.fromkeys(("/funding", "/funding/{symbol}", "/funding/health"), "allowed: maxAge"),
+        "/funding/stream": "allowed: symbols",
+        "/funding/batch": "allowed: symbols, sort, limit, maxAge",
+    }
+    hint = allowed.get(path, "none is allowed here")
+    for query in ("symbol=BTCUSDT", "symbol", "symbol=", "&symbol"):
+        assert server.json(path, query, status=400)["error"] == f"unknown parameter 'symbol'; {hint}"
+        assert dict(server.get(path, query).headers)["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("text", ["%zz", "%", "%4", "%FF", "%4g"])
+def test_a_query_that_is_not_percent_encoded_is_400(server: ApiOverFile, path: str, text: str) -> None:
+    """In a name or in a value: the server does not guess what the client meant."""
+    server.put(state())
+    for query in (text, f"symbols=BTCUSDT{text}"):
+        assert "error" in server.json(path, query, status=400)
 
 
 @pytest.mark.parametrize("set_by_s", [3600.0, -3600.0, 86_400.0])
 def test_a_set_clock_changes_no_age_within_one_boot(server: ApiOverFile, set_by_s: float) -> None:
     """The file holds its time on the clock that nobody can set: neither younger nor older than it is."""
     server.put(state({"BTCUSDT": record(updatedAt=WALL_S - 1)}))
-    server.time.advance(100)
+    server.time.advance(20)
     server.time.set_wall_by(set_by_s)
-    assert server.json("/funding/BTCUSDT")["ageSeconds"] == 101
-    server.time.advance(80)
-    assert server.json("/funding/BTCUSDT", status=503)["ageSeconds"] == 181
+    assert server.json("/funding/BTCUSDT")["ageSeconds"] == 21
+    server.time.advance(10)
+    assert server.json("/funding/BTCUSDT", status=503)["ageSeconds"] == 31
 
 
 @pytest.mark.parametrize("boot_id", ["another", ""])
 def test_a_file_of_another_boot_is_as_old_as_the_wall_clock_says(tmp_path: Path, boot_id: str) -> None:
     """Steady times of two boots cannot be compared; an empty name is no match for an empty name."""
     server = ApiOverFile(tmp_path, boot_id)
-    server.time.steady_s = 5.0
+    server.time.steady_s = 0.0
     server.put(state(boot_id="" if not boot_id else state()["boot_id"]))
-    server.time.advance(60)
-    assert server.json("/funding/BTCUSDT")["ageSeconds"] == 60
-    server.time.advance(121)
+    server.time.advance(20)
+    assert server.json("/funding/BTCUSDT")["ageSeconds"] == 20
+    server.time.advance(11)
     assert server.get("/funding/BTCUSDT").status == 503
 
 
@@ -342,9 +520,33 @@ def test_a_file_of_another_boot_from_the_future_is_not_fresh(tmp_path: Path) -> 
     assert server.json("/funding/A", status=503)["ageSeconds"] >= STALE_S
 
 
+@pytest.mark.parametrize("set_by_s", [0.0, 3600.0, -3600.0])
+@pytest.mark.parametrize("ahead_s", [0.002, 3600.0, 1e299])
+def test_a_record_dated_later_than_its_file_is_as_old_as_the_file(
+    server: ApiOverFile, ahead_s: float, set_by_s: float
+) -> None:
+    """It goes stale with the file, whatever the wall clock says, and is not fresh for ever."""
+    server.put(state({"A": record(updatedAt=WALL_S + ahead_s)}))
+    server.time.set_wall_by(set_by_s)
+    server.time.advance(STALE_S)
+    answer = server.json("/funding/A")
+    assert (answer["ageSeconds"], answer["updatedAt"]) == (STALE_S, WALL_S)
+    server.time.advance(1)
+    assert server.json("/funding/A", status=503)["stale"] is True
+    assert server.get("/funding").status == 503
+
+
+def test_a_file_dated_long_after_all_times_is_stale(tmp_path: Path) -> None:
+    """Its times are too large to add an age to them; they count from this boot."""
+    server = ApiOverFile(tmp_path, boot_id="another")
+    server.put(state({"A": record(updatedAt=1e299)}, updated_at=1e299))
+    assert server.json("/funding/A", status=503)["ageSeconds"] >= STALE_S
+
+
 def test_times_a_little_in_the_future_are_no_negative_age(tmp_path: Path) -> None:
     """Clocks of two boots differ a little: ages are zero at least."""
     server = ApiOverFile(tmp_path, boot_id="another")
+    server.time.steady_s = 0.0
     server.put(state({"A": record(updatedAt=WALL_S + 50)}))
     server.time.set_wall_by(-3)
     assert server.json("/funding/A")["ageSeconds"] == 0
@@ -372,10 +574,26 @@ def test_metrics_are_served_as_prometheus_text(server: ApiOverFile) -> None:
     assert headers["Vary"] == "Accept-Encoding"
     text = gzip.decompress(response.body)
     assert f"binance_funding_state_file_timestamp_seconds {WALL_S!r}\n" in text.decode()
-    of_file = text.partition(b"# HELP binance_funding_http_")[0]
+    of_file = text.partition(b"# HELP binance_funding_info")[0]
     assert server.get("/metrics").body.startswith(of_file)
     server.put(state(updated_at=WALL_S + 1))
     assert f"binance_funding_state_file_timestamp_seconds {WALL_S + 1!r}\n" in server.get("/metrics").body.decode()
+
+
+@pytest.mark.parametrize("content", [None, b"junk"])
+def test_without_a_usable_file_there_are_the_metrics_of_the_server(server: ApiOverFile, content: bytes | None) -> None:
+    """Nothing of the file, and nothing of the file before it."""
+    server.put(state())
+    assert b"binance_funding_state_file_timestamp_seconds" in server.get("/metrics").body
+    server.path.unlink()
+    if content is not None:
+        server.put(content)
+    response = server.get("/metrics", accept_encoding="gzip")
+    text = gzip.decompress(response.body).decode()
+    assert response.status == 200
+    names = set(re.findall(r"(?m)^# TYPE (\S+)", text))
+    assert {"binance_funding_http_connections", "binance_funding_info", "process_start_time_seconds"} <= names
+    assert names.isdisjoint({"binance_funding_state_file_timestamp_seconds", "binance_funding_symbols"})
 
 
 def test_metrics_of_the_server_itself_are_those_of_the_moment(server: ApiOverFile) -> None:
@@ -391,12 +609,14 @@ def test_metrics_of_the_server_itself_are_those_of_the_moment(server: ApiOverFil
     ("path", "route"),
     [
         ("/", "/"),
-        ("/funding/", "/funding"),
+        ("/funding/", "other"),
+        ("/funding/btcusdt/", "other"),
         ("/funding/batch", "/funding/batch"),
         ("/funding/btcusdt", "/funding/{symbol}"),
         ("/funding/no such symbol", "/funding/{symbol}"),
         ("/funding/{symbol}", "/funding/{symbol}"),
         ("/funding/a/b", "other"),
+        ("/funding/btc/usdt", "/funding/{symbol}"),
         ("/fundings", "other"),
         ("other", "other"),
         ("*", "other"),
@@ -411,15 +631,14 @@ def test_requests_are_counted_by_the_route_that_answers(server: ApiOverFile, pat
 def test_routes_are_few(path: str) -> None:
     """Whatever is asked for: each is a time series for ever."""
     api = Api(StateReader("/nonexistent"), Settings(), SimulatedClock().clock)
-    routes = {"/", "/metrics", "other", "/funding", "/funding/{symbol}"}
-    routes |= {f"/funding/{name}" for name in ("batch", "stream", "health", "report")}
-    assert api.meter.route_of(Request("GET", path, "", {})) in routes
+    assert api.meter.route_of(Request("GET", path, "", {})) in {*PATHS, "other"}
 
 
 def test_the_root_names_the_endpoints(server: ApiOverFile) -> None:
     """With or without data; each of them can be asked."""
     answer = server.json("/")
     assert (answer["name"], sorted(answer)) == ("binance-funding", ["endpoints", "name", "version"])
+    assert {request.partition("?")[0] for request in answer["endpoints"]} == {*PATHS} - {"/"}
     server.put(state())
     for path in answer["endpoints"]:
         asked, _, query = path.replace("{symbol}", "BTCUSDT").partition("?")

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from binance_funding.daemon.market.book import Book
-from binance_funding.daemon.source.rates import REST, STREAM
-from tests.support.clock import STEADY_S, SimulatedClock
+from binance_funding.daemon.record import REST, STREAM
+from tests.support.clock import STEADY_S
 from tests.support.desk import Desk
-from tests.support.samples import EVENT_MS, context, rate
+from tests.support.samples import EVENT_MS, rate
 
 CURRENT_S = 8.0
 """Age up to which a row of the stream is current, with default settings."""
@@ -170,15 +169,17 @@ def test_a_symbol_is_dropped_after_a_day(desk: Desk) -> None:
 
 @pytest.mark.parametrize("source", [STREAM, REST])
 def test_a_dropped_symbol_does_not_return_with_the_same_old_row(desk: Desk, source: str) -> None:
-    """A row repeated for a day with a frozen event time must not look fresh again after that day."""
-    put(desk, source, A=1)
+    """REST may repeat the last row of a dead symbol for ever."""
+    desk.learn_time()
+    last_ms = desk.event_ms()
+    put(desk, source, A=last_ms)
     for _ in range(30):
         desk.time.advance(HOUR_S)
-        put(desk, source, A=1)
+        put(desk, source, A=last_ms)
         desk.book.prune_delisted(desk.now_s)
     assert desk.newest() == {}
-    put(desk, source, A=2)
-    assert desk.newest() == {"A": (2, source)}
+    put(desk, source, A=desk.event_ms())
+    assert list(desk.newest()) == ["A"]
 
 
 def test_what_the_stream_brought_is_known_apart(desk: Desk) -> None:
@@ -220,63 +221,46 @@ def test_taken_over_data_keep_their_times(desk: Desk) -> None:
     assert desk.book.rates()[0].received_s == STEADY_S - 100
 
 
-def test_a_flood_of_symbols_does_not_fill_the_memory() -> None:
-    """Beyond what any market has, new symbols are left out and known ones go on."""
-    book = Book(context(SimulatedClock()), most_symbols=3)
-    for source, symbols in ((STREAM, "ABCDE"), (REST, "FG")):
-        book.merge([rate(symbol, event_time_ms=1, source=source) for symbol in symbols])
-    assert book.is_full()
-    book.merge([rate("A", event_time_ms=2), rate("E", event_time_ms=2)])
-    assert {rate.symbol: rate.event_time_ms for rate in book.rates()} == {"A": 2, "B": 1, "C": 1}
-
-
-def test_listed_is_what_the_last_snapshot_holds(desk: Desk) -> None:
-    """Before the first nothing is known; a symbol that left is out of it with the next, one that came is in it."""
+def test_listed_are_the_symbols_of_the_last_two_snapshots(desk: Desk) -> None:
+    """One snapshot that lacks some delists nothing; before the first one nothing is known."""
     symbols = [f"S{n}" for n in range(20)]
     lists = [desk.book.listed]
-    for listed in (symbols, [*symbols[:-1], "NEW"]):
+    for listed in (symbols, symbols[:10], [*symbols[:-1], "NEW"], [*symbols[:-1], "NEW"]):
         desk.snapshot(*listed)
         lists.append(desk.book.listed)
-    assert lists == [None, {*symbols}, {*symbols[:-1], "NEW"}]
+    assert lists == [None, {*symbols}, {*symbols}, {*symbols[:-1], "NEW"}, {*symbols[:-1], "NEW"}]
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["the first snapshot", "a later snapshot"])
-def test_a_list_of_half_the_symbols_delists_nothing(desk: Desk, first: bool) -> None:
-    """It is a fault of REST: more than a tenth never leaves at once; the stream's own symbols show it, too."""
-    symbols = [f"S{n}" for n in range(20)]
-    desk.stream(*symbols)
-    if not first:
-        desk.snapshot(*symbols)
-    for _ in range(3):
-        desk.snapshot(*symbols[:10], "NEW")
-        assert desk.book.listed == frozenset([*symbols, "NEW"])
-    desk.snapshot(*symbols[:-2], "NEW")
-    assert desk.book.listed == frozenset([*symbols[:-2], "NEW"])
-
-
-def test_a_snapshot_of_nothing_lists_nothing(desk: Desk) -> None:
-    """All its rows were ahead of their time, say: it is as if none had come."""
-    desk.book.note_snapshot([], desk.now_s)
-    assert desk.book.listed is None
-    desk.stream("A")
-    desk.book.note_snapshot([], desk.now_s)
-    assert desk.book.listed == frozenset(["A"])
-
-
-def test_a_symbol_whose_own_rest_row_stands_still_is_halted(desk: Desk) -> None:
-    """For more than `SILENCE_SECONDS`; one that merely lags in the stream is not, since REST has something newer."""
-    desk.learn_time()
+@pytest.mark.parametrize("time_known", [True, False])
+def test_a_symbol_whose_row_is_far_behind_its_snapshot_is_halted(time_known: bool) -> None:
+    """By more than 8 s; a symbol that merely lags in the stream is not, since REST has something newer."""
+    desk = Desk()
+    if time_known:
+        desk.learn_time()
     symbols = [f"S{n}" for n in range(20)]
     halted_since_s = desk.now_s
     desk.stream(*symbols, "STILL")
-    desk.time.advance(15)
+    desk.time.advance(8)
     desk.stream(*symbols[1:])
     desk.snapshot(*symbols, STILL=halted_since_s)
     assert desk.book.halted == set()
     desk.time.advance(0.1)
     desk.snapshot(*symbols, STILL=halted_since_s)
     assert desk.book.halted == {"STILL"}
-    assert desk.newest()["S0"][1] == REST
+
+
+def test_an_old_snapshot_says_nothing_about_halts(desk: Desk) -> None:
+    """A cache repeats it: the symbols that have advanced since are not halted, and those that were stay so."""
+    desk.learn_time()
+    since_s = desk.now_s
+    symbols = {f"S{n}": since_s for n in range(20)}
+    desk.time.advance(9)
+    desk.snapshot(**symbols, MORE=since_s - 20)
+    assert desk.book.halted == set()
+    desk.snapshot(*symbols, MORE=since_s - 20)
+    desk.time.advance(9)
+    desk.snapshot(**dict.fromkeys(symbols, desk.now_s - 9), MORE=desk.now_s)
+    assert desk.book.halted == set()  # MORE advanced
 
 
 @pytest.mark.parametrize("source", [STREAM, REST])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from binance_funding.daemon.market.comparison import Comparison, compare
-from binance_funding.daemon.source.rates import REST, FundingRate
+from binance_funding.daemon.record import REST, FundingRate
 from binance_funding.log import EventLogger, LogThrottle
 from tests.support.clock import WALL_S, SimulatedClock
 from tests.support.samples import EVENT_MS, rate
@@ -33,16 +33,16 @@ def pair(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
 def test_an_example_to_the_digit() -> None:
     """One symbol mismatches, three are only in REST, two only in the stream; every number is exact."""
     stream = by_symbol(
-        rate("BTCUSDT", funding_rate="0.00010000", mark_price="91725.87823913"),
-        rate("ETHUSDT", funding_rate="0.00020000", mark_price="3000.00000000"),
-        rate("SOLUSDT", funding_rate="-0.00030000", mark_price="200.00000000", event_time_ms=EVENT_MS - 3000),
+        rate("BTCUSDT", funding_rate=0.00010000, mark_price=91725.87823913),
+        rate("ETHUSDT", funding_rate=0.00020000, mark_price=3000.00000000),
+        rate("SOLUSDT", funding_rate=-0.00030000, mark_price=200.00000000, event_time_ms=EVENT_MS - 3000),
         rate("OURSUSDT"),
         rate("OWNUSDT"),
     )
     rest = [
-        rate("BTCUSDT", funding_rate="0.00010000", mark_price="91725.87823913", source=REST),
-        rate("ETHUSDT", funding_rate="0.00026000", mark_price="3000.30000000", source=REST),
-        rate("SOLUSDT", funding_rate="-0.00030001", mark_price="200.20000000", source=REST),
+        rate("BTCUSDT", funding_rate=0.00010000, mark_price=91725.87823913, source=REST),
+        rate("ETHUSDT", funding_rate=0.00026000, mark_price=3000.30000000, source=REST),
+        rate("SOLUSDT", funding_rate=-0.00030001, mark_price=200.20000000, source=REST),
         *(rate(symbol, source=REST) for symbol in ("ZUSDT", "XUSDT", "YUSDT")),
     ]
     assert compare(stream, rest, WALL_S + 0.12345) == {
@@ -64,14 +64,14 @@ def test_an_example_to_the_digit() -> None:
 @pytest.mark.parametrize(
     ("ours", "theirs", "mismatched"),
     [
-        ("0.00010000", "0.00015001", 1),
-        ("0.00015001", "0.00010000", 1),
-        ("-0.00003000", "0.00002001", 1),
-        ("0.00010000", "0.00014999", 0),
-        ("0.00000000", "0.00005000", 0),
+        (0.00010000, 0.00015001, 1),
+        (0.00015001, 0.00010000, 1),
+        (-0.00003000, 0.00002001, 1),
+        (0.00010000, 0.00014999, 0),
+        (0.00000000, 0.00005000, 0),
     ],
 )
-def test_funding_rates_may_differ_by_five_hundred_thousandths(ours: str, theirs: str, mismatched: int) -> None:
+def test_funding_rates_may_differ_by_five_hundred_thousandths(ours: float, theirs: float, mismatched: int) -> None:
     """More is a mismatch, in either direction."""
     result = pair({"funding_rate": ours}, {"funding_rate": theirs})
     assert (result["compared"], result["mismatched"], result["matched"]) == (1, mismatched, 1 - mismatched)
@@ -80,12 +80,12 @@ def test_funding_rates_may_differ_by_five_hundred_thousandths(ours: str, theirs:
 @pytest.mark.parametrize(
     ("field", "ours", "theirs"),
     [
-        ("funding_rate", "-0.00300000", "-0.00295000"),
-        ("funding_rate", "-0.00299993", "-0.00294993"),
-        ("mark_price", "0.00000001005", "0.00000001"),
+        ("funding_rate", -0.00300000, -0.00295000),
+        ("funding_rate", -0.00299993, -0.00294993),
+        ("mark_price", 0.00000001005, 0.00000001),
     ],
 )
-def test_a_difference_of_exactly_the_tolerance_matches(field: str, ours: str, theirs: str) -> None:
+def test_a_difference_of_exactly_the_tolerance_matches(field: str, ours: float, theirs: float) -> None:
     """Rates have eight digits, so exactly 0.00005 happens, and is not more than 0.00005."""
     assert pair({field: ours}, {field: theirs})["mismatched"] == 0
 
@@ -93,16 +93,16 @@ def test_a_difference_of_exactly_the_tolerance_matches(field: str, ours: str, th
 @pytest.mark.parametrize(
     ("ours", "theirs", "mismatched"),
     [
-        ("1005.0", "1000.0", 0),
-        ("1005.01", "1000.0", 1),
-        ("994.99", "1000.0", 1),
-        ("995.01", "1000.0", 0),
-        ("0", "0.1", 1),
-        ("0.00000001004", "0.00000001", 0),
-        ("0.00000001006", "0.00000001", 1),
+        (1005.0, 1000.0, 0),
+        (1005.01, 1000.0, 1),
+        (994.99, 1000.0, 1),
+        (995.01, 1000.0, 0),
+        (0, 0.1, 1),
+        (0.00000001004, 0.00000001, 0),
+        (0.00000001006, 0.00000001, 1),
     ],
 )
-def test_mark_prices_may_differ_by_half_a_percent_of_rest(ours: str, theirs: str, mismatched: int) -> None:
+def test_mark_prices_may_differ_by_half_a_percent_of_rest(ours: float, theirs: float, mismatched: int) -> None:
     """More is a mismatch, in either direction, at any size."""
     assert pair({"mark_price": ours}, {"mark_price": theirs})["mismatched"] == mismatched
 
@@ -110,7 +110,7 @@ def test_mark_prices_may_differ_by_half_a_percent_of_rest(ours: str, theirs: str
 @pytest.mark.parametrize(("apart_ms", "compared"), [(0, 1), (5000, 1), (-5000, 1), (5001, 0), (-5001, 0)])
 def test_only_rows_at_most_five_seconds_apart_are_compared(apart_ms: int, compared: int) -> None:
     """Others are neither matched nor mismatched nor missing, however different they are."""
-    result = pair({"mark_price": "1"}, {"mark_price": "2", "event_time_ms": EVENT_MS + apart_ms})
+    result = pair({"mark_price": 1}, {"mark_price": 2, "event_time_ms": EVENT_MS + apart_ms})
     assert (result["compared"], result["mismatched"]) == (compared, compared)
     assert (result["only_in_stream"], result["only_in_rest"]) == (0, 0)
 
@@ -118,11 +118,11 @@ def test_only_rows_at_most_five_seconds_apart_are_compared(apart_ms: int, compar
 @pytest.mark.parametrize(
     ("theirs", "identical"),
     [
-        ({"funding_rate": "0.00010000", "mark_price": "100.50"}, 1),
+        ({"funding_rate": 0.00010000, "mark_price": 100.50}, 1),
         ({"event_time_ms": EVENT_MS + 1}, 0),
-        ({"funding_rate": "0.00010001"}, 0),
-        ({"mark_price": "100.50000001"}, 0),
-        ({"index_price": "100.25000001"}, 0),
+        ({"funding_rate": 0.00010001}, 0),
+        ({"mark_price": 100.50000001}, 0),
+        ({"index_price": 100.25000001}, 0),
     ],
 )
 def test_identical_is_the_same_event_with_the_same_numbers(theirs: dict[str, Any], identical: int) -> None:
@@ -134,7 +134,7 @@ def test_at_most_twenty_names_of_a_kind_are_listed() -> None:
     """The counts are of all; the names are the first in the alphabet."""
     names = [f"S{n:02}" for n in range(30)]
     stream = by_symbol(*(rate(name) for name in names), *(rate(f"O{name}") for name in names))
-    rest = [rate(name, mark_price="1", source=REST) for name in reversed(names)]
+    rest = [rate(name, mark_price=1, source=REST) for name in reversed(names)]
     rest += [rate(f"R{name}", source=REST) for name in names]
     result = compare(stream, rest, WALL_S)
     for kind, prefix in (("mismatched", ""), ("only_in_stream", "O"), ("only_in_rest", "R")):
@@ -151,7 +151,7 @@ def test_nothing_to_compare_is_a_valid_result() -> None:
 def test_totals_add_up_over_runs_and_restarts() -> None:
     """`last` is the last run; totals go on from what the state file held."""
     comparison = comparison_at(SimulatedClock())
-    comparison.run(by_symbol(rate("A"), rate("B")), [rate("A"), rate("B", mark_price="1")], WALL_S)
+    comparison.run(by_symbol(rate("A"), rate("B")), [rate("A"), rate("B", mark_price=1)], WALL_S)
     comparison.run(by_symbol(rate("A")), [rate("A")], WALL_S + 60)
     kept = json.loads(json.dumps(comparison.state))
     assert kept["totals"] == {"runs": 2, "compared": 3, "matched": 2, "mismatched": 1, "identical": 2}
@@ -168,7 +168,7 @@ def test_a_mismatch_is_logged_with_the_names(caplog: pytest.LogCaptureFixture) -
     caplog.set_level(logging.DEBUG)
     comparison = comparison_at(SimulatedClock())
     comparison.run(by_symbol(rate("A")), [rate("A")], WALL_S)
-    comparison.run(by_symbol(rate("A"), rate("B")), [rate("A", mark_price="1"), rate("B", mark_price="2")], WALL_S)
+    comparison.run(by_symbol(rate("A"), rate("B")), [rate("A", mark_price=1), rate("B", mark_price=2)], WALL_S)
     assert [record.levelno for record in caplog.records] == [logging.DEBUG, logging.WARNING]
     assert "compared=1 matched=1 mismatched=0" in caplog.messages[0]
     assert caplog.messages[1].endswith("symbols=A,B")
@@ -180,7 +180,7 @@ def test_a_mismatch_that_lasts_is_logged_seldom(caplog: pytest.LogCaptureFixture
     time = SimulatedClock()
     comparison = comparison_at(time)
     for _ in range(60):
-        comparison.run(by_symbol(rate("A")), [rate("A", mark_price="1")], time.wall_s)
+        comparison.run(by_symbol(rate("A")), [rate("A", mark_price=1)], time.wall_s)
         time.advance(60)
     comparison.run(by_symbol(rate("A")), [rate("A")], time.wall_s)
     assert [message.split()[0] for message in caplog.messages] == ["comparison"] * len(caplog.messages)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from binance_funding.daemon.source.rates import STREAM, FundingRate
+from binance_funding.daemon.record import STREAM, FundingRate
 from tests.support.clock import WALL_S
 from tests.support.desk import Desk
 from tests.support.samples import stream_row
@@ -84,19 +84,20 @@ def test_rejected_rows_are_logged_seldom(desk: Desk, caplog: pytest.LogCaptureFi
     assert caplog.messages[0].endswith("total=1")
 
 
-@pytest.mark.parametrize("time_known", [True, False])
-@pytest.mark.parametrize(("ahead_s", "seconds"), [(600.0, 3), (23 * HOUR_S, 1), (10.5, 30)])
-def test_an_exchange_that_is_ahead_for_a_moment_does_no_harm(ahead_s: float, seconds: int, time_known: bool) -> None:
-    """Its rows are rejected, with Binance's time known or while stream and wall clock agree; then all goes on."""
-    desk = Desk()
-    if time_known:
-        desk.learn_time()
+@pytest.mark.parametrize("ahead_s", [1.5, 10.5, 600.0, 23 * HOUR_S])
+def test_an_exchange_that_is_ahead_for_a_moment_does_no_harm(desk: Desk, ahead_s: float) -> None:
+    """Its rows are left out while the time is in doubt, and rejected once it is confirmed; then all goes on."""
     desk.feed.take(desk.message("A", "B"))
-    for _ in range(seconds):
-        desk.time.advance(1)
-        assert desk.feed.take(desk.message("A", "B", lag_s=-ahead_s)) == 0
-    assert desk.feed.rejected_rows == 2 * seconds
     desk.time.advance(1)
+    assert desk.feed.take(desk.message("A", "B", lag_s=-ahead_s)) == desk.event_ms(-ahead_s)
+    assert desk.feed.rejected_rows == 0
+    for _ in range(2):
+        desk.time.advance(1)
+        desk.answer_time()
+    desk.time.advance(1)
+    assert desk.feed.take(desk.message("A", "B", lag_s=-ahead_s)) == 0
+    assert desk.feed.rejected_rows == 2
+    assert {event_ms for event_ms, _ in desk.newest().values()} == {desk.event_ms(4)}
     desk.feed.take(desk.message("A", "B"))
     assert set(desk.newest().values()) == {(desk.event_ms(), STREAM)}
 
@@ -108,15 +109,27 @@ def test_one_row_ahead_costs_only_itself(desk: Desk) -> None:
     assert (list(desk.newest()), desk.feed.rejected_rows) == (["A", "B", "C"], 1)
 
 
+@pytest.mark.parametrize("time_known", [True, False])
+def test_symbols_that_lag_do_not_make_the_others_look_ahead(time_known: bool) -> None:
+    """Half of a message an hour behind its other half: the known time decides, not the median."""
+    desk = Desk()
+    if time_known:
+        desk.learn_time()
+    rows = [stream_row(symbol, E=desk.event_ms(HOUR_S)) for symbol in "ABC"] + [stream_row("D", E=desk.event_ms())]
+    desk.feed.take(json.dumps(rows).encode())
+    assert ("D" in desk.newest()) is time_known
+
+
 def test_an_exchange_ahead_from_the_first_message_is_found_out() -> None:
-    """Nothing tells that it is, until it is right again: what it brought is dropped then, and all goes on."""
+    """What it brought is dropped when Binance's time becomes known, and all goes on."""
     desk = Desk()
     desk.feed.take(desk.message("A", lag_s=-600))
-    for _ in range(5):
-        desk.time.advance(3)
-        desk.feed.take(desk.message("A", "B"))
-        desk.freshness.observe()
-    assert set(desk.newest().values()) == {(desk.event_ms(), STREAM)}
+    desk.learn_time()
+    desk.freshness.observe()
+    assert desk.newest() == {}
+    desk.time.advance(3)
+    desk.feed.take(desk.message("A"))
+    assert desk.newest() == {"A": (desk.event_ms(), STREAM)}
 
 
 @pytest.mark.parametrize("wall_error_s", [-86_400.0, -9.0, 9.0, 86_400.0])
@@ -174,7 +187,7 @@ def take_step(desk: Desk, step: tuple[Any, ...]) -> None:
     if kind == "message":
         desk.feed.take(desk.message(*sorted(facts[0]), lag_s=facts[1]))
     elif kind == "snapshot":
-        exchange_clock.note_events("rest", desk.event_ms(facts[1]), desk.now_s)
+        exchange_clock.judge(desk.event_ms(facts[1]), desk.now_s)
         desk.rest(*sorted(facts[0]), lag_s=facts[1])
     elif kind == "answer":
         exchange_clock.note_answer(desk.event_ms(facts[0]) / 1000, desk.now_s, desk.now_s)
@@ -197,7 +210,7 @@ def test_whatever_comes_no_record_is_younger_than_its_arrival_or_goes_back(story
         before = {record.symbol: record for record in desk.book.rates()}
         take_step(desk, step)
         after = {record.symbol: record for record in desk.book.rates()}
-        latest_ms = desk.context.exchange_clock.latest_ms(desk.now_s)
+        latest_ms = desk.context.exchange_clock.latest_record_ms(desk.now_s)
         for symbol, known in before.items():
             record = after.get(symbol)
             if record is None:

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from binance_funding.daemon.source.rates import REST, STREAM
+from binance_funding.daemon.record import REST, STREAM
 from tests.support.clock import STEADY_S, WALL_S
 from tests.support.desk import OFFSET_S, Desk
 from tests.support.samples import rate
@@ -37,7 +37,7 @@ def age_s(desk: Desk, time_s: float) -> float:
 
 def worst_s(desk: Desk) -> float:
     """Return the greatest age noted for the report."""
-    worst: float = max(quarter["worst"] for quarter in desk.context.history.to_json(desk.time.wall_s)["history"])
+    worst: float = max(quarter["worst"] for quarter in desk.context.last_day.to_json(desk.time.wall_s)["history"])
     return worst
 
 
@@ -55,7 +55,7 @@ def test_data_is_as_old_as_its_event_not_as_its_arrival(desk: Desk) -> None:
     desk.stream(*MARKET, lag_s=40)
     now = desk.freshness.observe()
     assert (age_s(desk, now.oldest_s), age_s(desk, now.newest_s), age_s(desk, now.stream_s)) == (40, 40, 40)
-    assert (now.behind, now.stale) == (881, 0)
+    assert (now.behind, now.stale) == (881, 881)
     assert worst_s(desk) == 40
 
 
@@ -124,12 +124,12 @@ def test_one_lucky_symbol_from_the_start_is_not_what_the_stream_used_to_bring(de
 
 
 def test_what_the_stream_never_brought_is_not_missed(desk: Desk) -> None:
-    """A fifth of the market comes by REST alone, once a minute: no fallback and no gap, but ages that count."""
+    """A fifth of the market comes by REST alone, every 24 s: no fallback and no gap, but ages that count."""
     desk.snapshot(*MARKET)
-    tick(desk, *MARKET[200:], seconds=60)
+    tick(desk, *MARKET[200:], seconds=24)
     now = desk.freshness.observe()
     assert (now.listed, now.behind, now.from_rest, desk.freshness.stream_age_s()) == (881, 0, 200, 0)
-    assert age_s(desk, now.oldest_s) == 60
+    assert age_s(desk, now.oldest_s) == 24
     desk.snapshot(*MARKET)
     assert desk.gaps() == []
 
@@ -212,6 +212,47 @@ def test_an_outage_of_the_exchange_excuses_nothing(desk: Desk) -> None:
     desk.time.advance(1)
     desk.snapshot(*MARKET)
     assert [seconds for _, seconds, _ in desk.gaps()] == [201]
+
+
+def test_symbols_that_turn_out_to_be_halted_were_no_gap(desk: Desk) -> None:
+    """Three of eighty: more than 1 % lack new data until the next snapshot shows that there is none."""
+    market = MARKET[:80]
+    desk.snapshot(*market)
+    since_s = dict.fromkeys(market[:3], desk.now_s)
+    desk.stream(*market)
+    for _ in range(17):
+        desk.time.advance(1)
+        desk.stream(*market[3:])
+        desk.freshness.observe()
+    assert desk.now_s - desk.freshness.latest.served_s > 10
+    desk.snapshot(*market[3:], **since_s)
+    now = desk.freshness.observe()
+    assert (now.halted, now.served_s, desk.gaps()) == (3, desk.now_s, [])
+
+
+def test_a_gap_of_others_beside_halted_symbols_is_noted(desk: Desk) -> None:
+    """The halted symbols excuse nobody else."""
+    market = MARKET[:80]
+    desk.snapshot(*market)
+    since_s = dict.fromkeys(market[:3], desk.now_s)
+    desk.stream(*market)
+    for _ in range(17):
+        desk.time.advance(1)
+        desk.freshness.observe()
+    desk.snapshot(*market[3:], **since_s)
+    desk.freshness.observe()
+    assert [seconds for _, seconds, _ in desk.gaps()] == [17]
+
+
+@pytest.mark.parametrize("pause_s", [5, 8, 9.5])
+def test_the_worst_age_of_a_pause_is_noted_by_whoever_comes_first(desk: Desk, pause_s: float) -> None:
+    """The process was paused with its main thread: a connection delivers new data before anybody has looked."""
+    tick(desk, *MARKET, seconds=30)
+    desk.freshness.observe()
+    desk.time.advance(pause_s)
+    desk.stream(*MARKET)
+    desk.freshness.observe()
+    assert worst_s(desk) == pause_s
 
 
 def test_exactly_ten_seconds_without_news_are_no_gap(desk: Desk) -> None:
@@ -302,7 +343,7 @@ def test_an_outage_at_the_first_start_is_a_gap(desk: Desk) -> None:
 
 def test_an_outage_that_outlives_a_restart_is_one_gap(desk: Desk) -> None:
     """Where even the daemon before had no data, it counts from that one's start."""
-    desk.freshness.start_at(STEADY_S - 500)
+    desk.freshness.start_at(STEADY_S - 500, served_s=0)
     desk.time.advance(100)
     desk.stream(*MARKET)
     assert desk.gaps() == [(WALL_S - 500, 600, CUT)]
@@ -313,7 +354,7 @@ def restored(desk: Desk, age_s: float, *, not_running: bool) -> None:
     event_ms = round((desk.now_s - age_s + OFFSET_S) * 1000)
     desk.book.restore([rate(s, event_time_ms=event_ms, received_s=desk.now_s - age_s) for s in MARKET])
     desk.freshness.not_running = not_running
-    desk.freshness.start_at(STEADY_S - HOUR_S)
+    desk.freshness.start_at(STEADY_S - HOUR_S, served_s=0)
 
 
 def test_time_without_daemon_is_a_gap_with_its_own_cause(desk: Desk) -> None:
@@ -379,7 +420,7 @@ def test_what_came_ahead_of_its_time_is_dropped_once_the_time_is_known(
 def test_what_the_file_held_ahead_of_its_time_is_dropped_at_the_start(desk: Desk) -> None:
     """Where the time is known from the daemon before."""
     desk.book.restore([rate("A", event_time_ms=desk.event_ms(-600)), rate("B", event_time_ms=desk.event_ms(-9))])
-    desk.freshness.start_at(STEADY_S)
+    desk.freshness.start_at(STEADY_S, served_s=0)
     assert desk.newest().keys() == {"B"}
 
 

@@ -1,5 +1,6 @@
 """/funding/health: one word, what is wrong in one sentence, and ages of the market, not of its luckiest symbol."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def stale(**fields: Any) -> dict[str, Any]:
 
 def test_a_live_stream_is_healthy(server: ApiOverFile) -> None:
     """Every member, to the digit."""
-    records = {"A": record(updatedAt=WALL_S - 1), "B": record(updatedAt=WALL_S - 100, source="rest")}
+    records = {"A": record(updatedAt=WALL_S - 1), "B": record(updatedAt=WALL_S - 20, source="rest")}
     server.put(state(records, connection_status=status(symbols_from_rest=1)))
     server.time.advance(2.5)
     assert server.health("healthy") == {
@@ -43,7 +44,7 @@ def test_a_live_stream_is_healthy(server: ApiOverFile) -> None:
         "symbolsStale": 0,
         "symbolsBehind": 0,
         "symbolsHalted": 0,
-        "oldestDataAgeSeconds": 102.5,
+        "oldestDataAgeSeconds": 22.5,
         "newestDataAgeSeconds": 3.5,
         "daemonAlive": True,
         "fallbackActive": False,
@@ -162,6 +163,29 @@ def test_a_part_of_the_market_being_stale_is_degraded(server: ApiOverFile) -> No
     assert server.health("healthy")["symbolsStale"] == 1
 
 
+def test_a_reader_with_a_stricter_limit_gets_the_health_for_it(server: ApiOverFile) -> None:
+    """Degraded while some data is fresh enough for it, unhealthy if none is."""
+    server.put(state(market(98, OLDUSDT=record(updatedAt=WALL_S - 9), OLD2USDT=record(updatedAt=WALL_S - 9))))
+    server.time.advance(3)
+    assert server.health("healthy", "maxAge=12")["symbolsStale"] == 0
+    assert server.health("degraded", "maxAge=11")["error"] == "2 of 100 symbols are stale"
+    body = server.health("unhealthy", "maxAge=2.5")
+    assert (body["error"], body["symbolsStale"]) == ("no new data for 3 s", 100)
+    server.health("healthy")
+
+
+@pytest.mark.parametrize("down", [{}, DOWN])
+def test_data_that_nobody_is_served_is_never_called_fresh(server: ApiOverFile, down: dict[str, Any]) -> None:
+    """Both sources are lost, and the daemon lives: degraded until STALE_SECONDS, unhealthy from there."""
+    for second in range(60):
+        wall_s, steady_s = server.time.wall_s, server.time.steady_s
+        lost = status(**down, symbols_from_rest=1)
+        server.put(state({"A": record()}, updated_at=wall_s, boottime=steady_s, connection_status=lost))
+        body = json.loads(server.get("/funding/health").body)
+        assert (body["status"] == "unhealthy") == (second > STALE_S) == (server.get("/funding/A").status == 503)
+        server.time.advance(1)
+
+
 def test_one_lucky_symbol_does_not_make_the_market_fresh(server: ApiOverFile) -> None:
     """All but 1 % stale is unhealthy, whoever still advances."""
     old = {f"OLD{number}USDT": stale() for number in range(880)}
@@ -189,7 +213,7 @@ def test_stale_data_are_unhealthy_although_the_daemon_lives(server: ApiOverFile)
     down["rest"]["trouble"] = "HTTP 418"
     server.put(state({"A": stale()}, connection_status=down))
     body = server.health("unhealthy")
-    assert body["error"] == "no new data for 181 s; stream: refused with 503; REST: HTTP 418"
+    assert body["error"] == "no new data for 31 s; stream: refused with 503; REST: HTTP 418"
     assert body["daemonAlive"] is True
 
 

@@ -17,22 +17,33 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from binance_funding.server.http.connections import Client, IllegalTransition, State
 from binance_funding.server.http.limits import Limits
 from binance_funding.server.http.listener import listen
 from binance_funding.server.http.message import Request, Response
-from binance_funding.server.http.server import HttpServer, _Client
+from binance_funding.server.http.server import HttpServer
 from tests.support.clock import SimulatedClock
 from tests.support.http_client import Reply
 from tests.support.waiting import eventually
 
-LIMITS = Limits(per_turn=3, closing_connections=1, unsent_bytes=100_000, push_buffer_bytes=4096, pushes_per_turn=1)
+SMALL_BUFFER = 4096
+ANSWER_S = 0.001
+"""How long the handler takes for an answer: two clients have their turn, with two answers each."""
+LIMITS = Limits(
+    turn_s=2 * ANSWER_S,
+    share_s=ANSWER_S,
+    closing_connections=1,
+    unsent_bytes=100_000,
+    send_buffer_bytes=SMALL_BUFFER,
+    push_buffer_bytes=SMALL_BUFFER,
+)
 MAX_CONNECTIONS = 4
 MAX_PEERS = 7
 BIG = b"x" * 100_000
 PADDING = b"." * 15_000
-SMALL_BUFFER = 4096
 EXAMPLES = int(os.environ.get("HTTP_STATE_EXAMPLES", "200"))
 TURNS = st.integers(0, 2)
+SUBSCRIBERS = (State.SUBSCRIBED, State.PUSHING)
 SOME = st.sets(st.integers(0, MAX_PEERS - 1), min_size=1)
 
 
@@ -209,8 +220,8 @@ class Connections(RuleBasedStateMachine):
         self.host = SimulatedClock()
         self.news = 0
         self.peers: list[Peer] = []
+        self.served: list[object] = []
         listener = listen("127.0.0.1", 0)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
         clock = self.host.clock.steady_s
         self.server = HttpServer(
             listener,
@@ -222,7 +233,8 @@ class Connections(RuleBasedStateMachine):
         self.own_files = open_files()
 
     def answer(self, request: Request) -> Response:
-        """Answer with what there is, or with all news from now on."""
+        """Answer with what there is, or with all news from now on. Takes some time."""
+        self.host.advance(ANSWER_S)
         if request.path == SUBSCRIPTION.path:
             return Response(200, b"", events=self.events())
         return Response(200, body_of(request.path))
@@ -252,10 +264,10 @@ class Connections(RuleBasedStateMachine):
             self.turn()
         return all(peer.has_its_answers(self.news) for peer in self.peers)
 
-    def held(self) -> dict[object, _Client]:
+    def held(self) -> dict[object, Client]:
         """Return the connections that the server holds, by the addresses of their clients."""
-        clients: dict[object, _Client] = {}
-        for client in (client for state in self.server._open_states for client in state.clients):
+        clients: dict[object, Client] = {}
+        for client in self.server._connections.of(*State):
             with contextlib.suppress(OSError):  # reset, which the server has not noticed yet
                 clients[client.sock.getpeername()] = client
         return clients
@@ -267,12 +279,15 @@ class Connections(RuleBasedStateMachine):
         for peer in self.peers:
             client = held.get(peer.name)
             peer.was_held |= client is not None
-            if client is not None and (not client.closes or client.state in self.server._subscribers):
+            if client is not None and (not client.closes or client.state in SUBSCRIBERS):
                 peer.due = len(peer.asked)
-                has_read = client.state not in (self.server._writing, self.server._pushing)
-                if not has_read and self.host.steady_s - client.since_s >= LIMITS.write_s:
+                has_read = client.state not in (State.WRITING, State.PUSHING)
+                if not has_read and self.host.steady_s - client.took_s >= LIMITS.stalled_s:
                     peer.is_reliable = False
+        waiting = self.waiting()
         assert self.server._run_once(0.0)
+        self.host.advance(ANSWER_S)
+        self.check_order(waiting)
 
     @rule(number=st.integers(1, 3), turns=TURNS)
     def connect(self, number: int, turns: int) -> None:
@@ -359,29 +374,57 @@ class Connections(RuleBasedStateMachine):
         self.host.advance(seconds)
         self.go_on(turns)
 
+    def waiting(self) -> dict[Client, int]:
+        """Return the clients that ask and whose sockets are ready, each with the number of its last turn."""
+        keys = (key for key, _ in self.server._selector.select(0) if key.data is not None)
+        return {key.data: key.data.served for key in keys if key.data.state not in SUBSCRIBERS}
+
+    def check_order(self, waiting: dict[Client, int]) -> None:
+        """Of the clients that were ready before a turn, those that were served longest ago have been served in it."""
+        served = [before for client, before in waiting.items() if client.served != before]
+        left = [
+            before for client, before in waiting.items() if client.served == before and client.state != State.CLOSED
+        ]
+        assert not served or not left or max(served) <= min(left)
+        assert served or not waiting
+
     @invariant()
-    def every_connection_is_in_one_state(self) -> None:
-        """In that which it names; and watched, for what that state waits for."""
-        held = [(client, state) for state in self.server._open_states for client in state.clients]
+    def every_connection_is_in_the_state_that_it_names(self) -> None:
+        """And its socket is watched for the event that the state waits for."""
+        held = [(client, state) for state in State for client in self.server._connections.of(state)]
         assert all(client.state is state for client, state in held)
         assert len({client for client, _ in held}) == len(held)
         watched = {key.data: key.events for key in self.server._selector.get_map().values() if key.data is not None}
-        assert watched == {client: state.events for client, state in held}
+        assert watched == {client: self.server._rules[state].watched for client, state in held}
 
     @invariant()
     def every_open_socket_is_that_of_a_connection(self) -> None:
         """No socket is lost, and none is kept."""
-        held = sum(len(state.clients) for state in self.server._open_states)
-        assert open_files() == self.own_files + held + len(self.peers)
+        assert open_files() == self.own_files + self.server._connections.count(*State) + len(self.peers)
 
     @invariant()
     def there_are_no_more_than_there_may_be(self) -> None:
-        """Neither of those served nor of those closing."""
-        closing = len(self.server._closing.clients)
+        """Neither served nor closing connections, nor subscribers."""
+        closing = self.server._connections.count(State.CLOSING)
         assert closing <= LIMITS.closing_connections
-        assert sum(len(state.clients) for state in self.server._open_states) - closing <= MAX_CONNECTIONS
-        assert sum(len(state.clients) for state in self.server._subscribers) <= MAX_CONNECTIONS // 2
+        assert self.server._connections.count(*State) - closing <= MAX_CONNECTIONS
+        assert self.server._connections.count(*SUBSCRIBERS) <= MAX_CONNECTIONS // 2
 
 
 TestConnections = Connections.TestCase
 TestConnections.settings = settings(max_examples=EXAMPLES, stateful_step_count=40)
+
+
+def test_an_illegal_change_of_state_raises() -> None:
+    """A closed connection stays closed, whatever the server's code does with it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = HttpServer(listener, lambda _: Response(200, b""), max_connections=1)
+        client = server._connections.add(socket.socket(), 0.0, 0)
+        with pytest.raises(IllegalTransition):
+            server._connections.enter(client, State.NEW, 0.0)
+        server._connections.enter(client, State.CLOSED, 0.0)
+        for state in State:
+            with pytest.raises(IllegalTransition):
+                server._connections.enter(client, state, 0.0)
+        server.stop()
+        server.serve()

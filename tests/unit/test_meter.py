@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import pytest
 
 from binance_funding.log import EventLogger, LogThrottle
+from binance_funding.server.http.connections import Conversation
 from binance_funding.server.http.limits import Limits
 from binance_funding.server.http.message import Request, Response, error_response
 from binance_funding.server.http.meter import BUCKETS_S, OTHER, Meter
-from binance_funding.server.http.responder import Encoded, Responder
+from binance_funding.server.http.responder import Responder
 
 PRESENT_FROM_THE_START = {(OTHER, 500): 0, (OTHER, 503): 0}
 EVENTS: Iterator[list[bytes]] = iter(())
@@ -19,8 +20,16 @@ class Desk:
 
     def __init__(self) -> None:
         self.meter = Meter(lambda request: request.path if len(request.path) == 2 else OTHER)
-        throttle = LogThrottle(EventLogger("test"), lambda: 0.0)
-        self.responder = Responder(self.handler, lambda: 0, 1, lambda: 0.0, Limits(), throttle, self.meter)
+        self.responder = Responder(
+            self.handler,
+            lambda: 0,
+            max_subscribers=1,
+            limits=Limits(),
+            throttle=LogThrottle(EventLogger("test"), lambda: 0.0),
+            meter=self.meter,
+            steady_s=lambda: 0.0,
+            wall_s=lambda: 0.0,
+        )
         self.responder.refresh()
 
     def handler(self, request: Request) -> Response:
@@ -29,12 +38,13 @@ class Desk:
             raise RuntimeError("a fault")
         return Response(404 if request.path == "/n" else 200, b"", events=EVENTS if request.path == "/e" else None)
 
-    def ask(self, *paths: str, method: str = "GET", headers: str = "") -> Encoded:
-        """Let one client ask for these at once; return the answers."""
+    def ask(self, *paths: str, method: str = "GET", headers: str = "") -> Conversation:
+        """Let one client ask for these at once; return it with its answers."""
         requests = (f"{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n" for path in paths)
-        answers, rest = self.responder.answer("".join(requests).encode())
-        assert rest == b""
-        return answers
+        client = Conversation("".join(requests).encode())
+        self.responder.answer(client)
+        assert client.unanswered == b""
+        return client
 
     def counted(self) -> dict[tuple[str, int], int]:
         """Return what was counted since the start."""
@@ -67,9 +77,9 @@ def test_what_no_route_answers_is_other() -> None:
     """Unknown paths, requests that are none, refusals and faults: never a name that a client made up."""
     desk = Desk()
     desk.ask(*(f"/unknown{number}" for number in range(50)))
-    desk.responder.answer(b"GET / HTTP/1.1\r\n\r\n")
-    desk.responder.answer(b"NONSENSE\r\n\r\n")
-    desk.responder.refuse(b"GET /a HT", error_response(408, "late"))
+    desk.responder.answer(Conversation(b"GET / HTTP/1.1\r\n\r\n"))
+    desk.responder.answer(Conversation(b"NONSENSE\r\n\r\n"))
+    desk.responder.refuse(Conversation(b"GET /a HT"), error_response(408, "late"))
     desk.ask("/f")
     assert desk.counted() == {(OTHER, 200): 50, (OTHER, 400): 2, (OTHER, 408): 1, (OTHER, 500): 1}
 
@@ -105,18 +115,18 @@ def test_a_duration_falls_into_the_bucket_that_includes_its_bound(lasted_s: floa
     """As `le` says; what is longer than all bounds counts as well."""
     meter = Meter()
     meter.count("/a", 200)
-    meter.end_turn(lasted_s)
+    meter.measure(lasted_s)
     assert meter.buckets == [int(number == bucket) for number in range(len(BUCKETS_S) + 1)]
     assert meter.seconds == lasted_s
 
 
-def test_all_requests_of_a_turn_last_as_long_as_the_turn() -> None:
-    """A turn without requests counts for nothing."""
+def test_requests_measured_together_last_equally_long() -> None:
+    """A measurement without requests counts for nothing."""
     meter = Meter()
     for requests, lasted_s in ((3, 0.02), (0, 5.0), (1, 0.2)):
         for _ in range(requests):
             meter.count("/a", 200)
-        meter.end_turn(lasted_s)
+        meter.measure(lasted_s)
     assert sum(meter.buckets) == 4
     assert meter.seconds == pytest.approx(0.26)
     assert (meter.buckets[BUCKETS_S.index(0.025)], meter.buckets[BUCKETS_S.index(0.25)]) == (3, 1)

@@ -115,7 +115,6 @@ def test_every_documented_metric_is_there_with_its_value() -> None:
         "daemon_process_open_fds": 14,
         "daemon_process_max_fds": 1024,
         "daemon_process_start_time_seconds": WALL_S - 7200.5,
-        "info": {__version__: 1},
     }
 
 
@@ -133,7 +132,6 @@ def test_labels_have_the_documented_names() -> None:
         "updated_timestamp_seconds": {"symbol"},
         "stream_disconnects_total": {"kind"},
         "rest_errors_total": {"status"},
-        "info": {"version"},
     }
 
 
@@ -155,7 +153,7 @@ def test_every_metric_of_the_schema_is_rendered() -> None:
     declared = {
         one.metric.partition("{")[0] for one in (*HEADER, *SERVED, *STATUS, *REST, *TOTALS, *PROCESS) if one.metric
     }
-    assert values(state()).keys() == declared | {"symbols", "info"}
+    assert values(state()).keys() == declared | {"symbols"}
 
 
 def test_help_is_a_sentence() -> None:
@@ -175,7 +173,6 @@ def test_an_empty_file_leaves_out_what_it_does_not_know() -> None:
         "rest_polls_total": 0,
         "comparison_rows_total": 0,
         "comparison_mismatches_total": 0,
-        "info": {__version__: 1},
     }
     assert found.keys() == values(state()).keys()
 
@@ -212,14 +209,15 @@ def busy_meter() -> Meter:
     for requests, code, lasted_s in ((2, 200, 0.003), (1, 404, 3.0)):
         for _ in range(requests):
             meter.count("/funding/{symbol}", code)
-        meter.end_turn(lasted_s)
+        meter.measure(lasted_s)
     meter.connections, meter.subscribers = lambda: 7, lambda: 5
     return meter
 
 
 def test_the_server_shows_what_it_counted() -> None:
-    """Requests by route and status, connections, and the conventional names for its process."""
+    """Its version, requests by route and status, connections, and the conventional names for its process."""
     families = of_server(busy_meter())
+    assert families["binance_funding_info"].samples == {(("version", __version__),): 1}
     requests = families["binance_funding_http_requests_total"]
     assert requests.kind == "counter"
     assert {tuple(value for _, value in labels): count for labels, count in requests.samples.items()} == {

@@ -15,9 +15,9 @@ from binance_funding.clock import Moment
 from binance_funding.daemon.market.book import Book
 from binance_funding.daemon.market.exchange_clock import ExchangeClock
 from binance_funding.daemon.output.publisher import Annotations, Publisher, Renderer
-from binance_funding.daemon.source.rates import REST
+from binance_funding.daemon.record import REST
 from binance_funding.state_file import StateFile, read
-from tests.support.clock import BOOT_ID, STEADY_S, WALL_S, SimulatedClock
+from tests.support.clock import BOOT_ID, STEADY_S, WALL_S, SimulatedClock, learn_time
 from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, context, rate
 from tests.support.waiting import PATIENCE_S, eventually
 
@@ -48,7 +48,7 @@ def as_records(texts: list[bytes]) -> dict[str, Any]:
 def test_a_rate_is_rendered_as_the_documented_record(renderer: Renderer) -> None:
     """Names, units and clocks of the state file; the numbers are those sent, the interval is 8 h unless known."""
     rates = [
-        rate('币"A', funding_rate="-0.00000001", mark_price="91725.87823913", received_s=STEADY_S + 0.1049),
+        rate('币"A', funding_rate=-0.00000001, mark_price=91725.87823913, received_s=STEADY_S + 0.1049),
         rate("B", source=REST),
     ]
     annotations = Annotations({"B": 4}, frozenset({'币"A', "B"}), frozenset({'币"A', "B"}), frozenset())
@@ -80,7 +80,7 @@ def test_a_rate_that_has_not_changed_is_not_rendered_again(renderer: Renderer) -
     """Its text is the same object; only the changed one is new."""
     first, second = rate("A"), rate("B")
     before = renderer.render([first, second], OFFSET_S, PLAIN)
-    changed = rate("B", funding_rate="0.5")
+    changed = rate("B", funding_rate=0.5)
     after = renderer.render([first, changed], OFFSET_S + 0.05, PLAIN)
     assert after[0] is before[0]
     assert as_records(after)["B"]["fundingRate"] == 0.5
@@ -90,7 +90,7 @@ def test_updated_at_is_when_the_data_was_true_at_binance(renderer: Renderer, exc
     """By Binance's time as soon as it is known, never later than it came, written on this host's clock."""
     late = rate("A", event_time_ms=EVENT_MS - 40_000)
     assert as_records(renderer.render([late], OFFSET_S, PLAIN))["A"]["updatedAt"] == WALL_S
-    exchange_clock.restore(OFFSET_S)
+    learn_time(exchange_clock, OFFSET_S)
     assert as_records(renderer.render([late], OFFSET_S, PLAIN))["A"]["updatedAt"] == WALL_S - 40
     early = rate("A", event_time_ms=EVENT_MS + 3000)
     assert as_records(renderer.render([early], OFFSET_S, PLAIN))["A"]["updatedAt"] == WALL_S
@@ -101,7 +101,7 @@ def test_a_wrong_wall_clock_changes_no_age(
     renderer: Renderer, exchange_clock: ExchangeClock, wrong_by_s: float
 ) -> None:
     """It only says on which clock the age is written: written and updated are both wrong by as much."""
-    exchange_clock.restore(OFFSET_S)
+    learn_time(exchange_clock, OFFSET_S)
     late = rate("A", event_time_ms=EVENT_MS - 5000)
     rendered = as_records(renderer.render([late], OFFSET_S + wrong_by_s, PLAIN))
     assert rendered["A"]["updatedAt"] == WALL_S + wrong_by_s - 5
@@ -118,12 +118,12 @@ def test_a_set_wall_clock_changes_the_time_of_update(renderer: Renderer) -> None
 def test_a_slow_drift_of_either_clock_never_adds_up(renderer: Renderer, exchange_clock: ExchangeClock) -> None:
     """Steps too small to matter each are written once they do together."""
     rates = [rate("A", event_time_ms=EVENT_MS - 60_000)]
-    exchange_clock.restore(OFFSET_S)
+    learn_time(exchange_clock, OFFSET_S)
     for step in range(100):
         shown = as_records(renderer.render(rates, OFFSET_S + step * 0.03, PLAIN))["A"]["updatedAt"]
         assert abs(shown - (WALL_S - 60 + step * 0.03)) <= 0.11
     for step in range(100):
-        exchange_clock.restore(OFFSET_S + step * 0.03)
+        learn_time(exchange_clock, OFFSET_S + step * 0.03)
         shown = as_records(renderer.render(rates, OFFSET_S, PLAIN))["A"]["updatedAt"]
         assert abs(shown - (WALL_S - 60 - step * 0.03)) <= 0.11
 
@@ -166,7 +166,7 @@ def test_a_removed_symbol_is_not_rendered(renderer: Renderer) -> None:
     before = renderer.render([gone, rate("B")], OFFSET_S, PLAIN)
     assert list(as_records(renderer.render([rate("B")], OFFSET_S, PLAIN))) == ["B"]
     assert renderer.render([gone, rate("B")], OFFSET_S, PLAIN)[0] is not before[0]
-    back = as_records(renderer.render([rate("B"), rate("A", funding_rate="0.7")], OFFSET_S, PLAIN))
+    back = as_records(renderer.render([rate("B"), rate("A", funding_rate=0.7)], OFFSET_S, PLAIN))
     assert back["A"]["fundingRate"] == 0.7
 
 
@@ -233,8 +233,19 @@ def test_a_change_is_written_without_waiting_for_the_heartbeat(tmp_path: Path) -
     with office.running():
         office.book.merge([rate("A")])
         eventually(office.path.exists, "the first file")
-        office.book.merge([rate("A", event_time_ms=EVENT_MS + 1, funding_rate="0.5")])
+        office.book.merge([rate("A", event_time_ms=EVENT_MS + 1, funding_rate=0.5)])
         eventually(lambda: office.rate_in_file() == 0.5, "the change in the file")
+
+
+def test_both_messages_of_a_tick_are_written_together(tmp_path: Path) -> None:
+    """Whether the second comes a moment after the first, or before the publisher has woken up."""
+    office = Office(tmp_path, NEVER_S)
+    with office.running():
+        for tick in range(1, 21):
+            office.book.merge([rate("A", event_time_ms=EVENT_MS + tick)])
+            office.book.merge([rate("B", event_time_ms=EVENT_MS + tick)])
+            eventually(lambda tick=tick: office.described >= tick, "the file of the tick")  # type: ignore[misc]
+    assert office.described <= 30  # a busy machine may be late with some
 
 
 def test_the_file_is_written_at_every_heartbeat(tmp_path: Path) -> None:
@@ -252,7 +263,7 @@ def test_the_last_state_is_written_at_the_end(tmp_path: Path) -> None:
         office.book.merge([rate("A")])
         eventually(office.path.exists, "the first file")
         office.stop.set()
-        office.book.merge([rate("A", event_time_ms=EVENT_MS + 1, funding_rate="0.5")])
+        office.book.merge([rate("A", event_time_ms=EVENT_MS + 1, funding_rate=0.5)])
     assert office.rate_in_file() == 0.5
 
 

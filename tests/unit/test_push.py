@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from tests.support.api_over_file import STALE_S, ApiOverFile
 from tests.support.clock import WALL_S
 from tests.support.follower import Follower
+from tests.support.memory import grown_bytes
 from tests.support.samples import record, state, status
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "币安人生USDT", "aBcUSDT", "SOLUSDT")
@@ -165,20 +167,87 @@ def test_nothing_is_sent_where_nothing_changed(server: ApiOverFile) -> None:
     assert subscriber.look() == b""
 
 
-@pytest.mark.parametrize("symbols", [None, ("ETHUSDT", "BTCUSDT")])
-def test_the_same_bytes_are_made_once(server: ApiOverFile, symbols: tuple[str, ...] | None) -> None:
-    """For all who ask for the same symbols and miss the same, whenever they were sent something last."""
-    subscribers = [Subscriber(server, symbols) for _ in range(3)]
-    for number in range(1, 5):
-        server.put(state({"BTCUSDT": record(fundingRate=number), "ETHUSDT": record()}, updated_at=WALL_S + number))
-        if number < 4:
-            subscribers[number - 1].look()
-    bodies = []
-    for subscriber in subscribers:
-        server.api.version()
-        bodies += [part for part in next(subscriber._events) if b"BTCUSDT" in part]
-    assert len(bodies) == 3
-    assert len(set(map(id, bodies))) == 1
+def market(rate: float, prefix: str = "SIM") -> dict[str, dict[str, Any]]:
+    """Return 300 records, 70 KB as they are sent."""
+    return {f"{prefix}{number:03}USDT": record(fundingRate=rate) for number in range(300)}
+
+
+def events_of(server: ApiOverFile, query: str) -> Iterator[list[bytes]]:
+    """Subscribe; return what the HTTP server asks for events."""
+    events = server.get("/funding/stream", query).events
+    assert events is not None
+    return events
+
+
+@pytest.mark.parametrize("has_names", [True, False])
+def test_what_many_subscribers_do_not_read_is_kept_once(server: ApiOverFile, *, has_names: bool) -> None:
+    """Forty of them, each with other symbols or all with all, hold the same bytes: copies would take 3 MB."""
+
+    def subscribe() -> object:
+        unread = []
+        for left_out in range(40):
+            names = [name for name in market(0) if name != f"SIM{left_out:03}USDT"]
+            events = events_of(server, f"symbols={','.join(names)}" if has_names else "")
+            unread.append((events, next(events)))
+        return unread
+
+    server.put(state(market(0.0001)))
+    server.get("/funding")
+    assert grown_bytes(subscribe) < 1_000_000
+
+
+def test_subscribers_that_came_and_went_leave_nothing_behind(server: ApiOverFile) -> None:
+    """Two hundred of them, one after the other, each with other symbols."""
+
+    def subscribe() -> None:
+        for left_out in range(200):
+            names = [name for name in market(0) if name != f"SIM{left_out:03}USDT"]
+            next(events_of(server, f"symbols={','.join(names)}"))
+
+    server.put(state(market(0.0001)))
+    next(events_of(server, ""))
+    assert grown_bytes(subscribe) < 500_000
+
+
+def test_names_that_nobody_knows_cost_a_subscriber_what_they_take_in_its_query(server: ApiOverFile) -> None:
+    """Each of twenty subscribers invents 3,000 names in 16 KB. The snapshot names them, and is sent and forgotten."""
+    names = ",".join(f"{number:04}" for number in range(3000))
+
+    def subscribe() -> object:
+        subscribers = [events_of(server, f"symbols={names}") for _ in range(20)]
+        for events in subscribers:
+            assert sum(map(len, next(events))) < 24_000
+            assert next(events) == []
+        return subscribers
+
+    assert grown_bytes(subscribe) < 20 * 24_000
+
+
+def test_symbols_that_have_left_are_forgotten(server: ApiOverFile) -> None:
+    """Forty markets of other names, one after the other: a reader drops each, and memory stays where it was."""
+    subscriber = Subscriber(server, None)
+
+    def change(numbers: range) -> None:
+        for number in numbers:
+            server.put(state(market(0.0001, f"M{number:02}X"), updated_at=WALL_S + number))
+            subscriber.look()
+            assert len(subscriber.follower.data) == 300
+
+    change(range(3))
+    assert grown_bytes(lambda: change(range(3, 40))) < 1_000_000
+
+
+def test_a_symbol_that_left_and_came_back_between_two_reads_is_there(server: ApiOverFile) -> None:
+    """A slow reader holds it with its new record, and no longer holds a symbol that left for good."""
+    subscriber = Subscriber(server, ("BTCUSDT", "ETHUSDT", "SOLUSDT"))
+    for number, records in enumerate(({}, {"BTCUSDT": record(fundingRate=0.5), "SOLUSDT": record()}), start=1):
+        server.put(state(records, updated_at=WALL_S + number))
+        server.get("/funding")
+    subscriber.look()
+    assert {name: one["fundingRate"] for name, one in subscriber.follower.data.items()} == {
+        "BTCUSDT": 0.5,
+        "SOLUSDT": 0.0001,
+    }
 
 
 def test_a_comment_comes_every_15_seconds(server: ApiOverFile) -> None:
@@ -233,6 +302,38 @@ def test_a_symbol_may_be_asked_for_before_it_is_listed(server: ApiOverFile) -> N
     server.api.version()
     follower.receive(b"".join(next(response.events)))
     assert set(follower.data) == {"BTCUSDT", "币安人生USDT"}
+
+
+def snapshot_of(server: ApiOverFile, query: str) -> dict[str, Any]:
+    """Return the content of the first event of a subscription."""
+    first = b"".join(next(events_of(server, query)))
+    snapshot: dict[str, Any] = json.loads(first.partition(b"data: ")[2].partition(b"\n")[0])
+    return snapshot
+
+
+def test_a_snapshot_lists_the_names_that_are_not_known(server: ApiOverFile) -> None:
+    """In upper case, in the order asked. Who asks for everything names nothing."""
+    server.api.version()
+    snapshot = snapshot_of(server, "symbols=sol-usdt,btcusdt,BTC")
+    assert (snapshot["unknown"], snapshot["count"], list(snapshot["data"])) == (["SOL-USDT", "BTC"], 1, ["BTCUSDT"])
+    assert snapshot_of(server, "symbols=BTCUSDT")["unknown"] == []
+    assert "unknown" not in snapshot_of(server, "")
+
+
+def test_only_a_snapshot_lists_unknown_names(server: ApiOverFile) -> None:
+    """A name that becomes known arrives in an update."""
+    subscriber = Subscriber(server, ("BTCUSDT", "SOLUSDT"))
+    server.put(state({"BTCUSDT": record(), "SOLUSDT": record()}, updated_at=WALL_S + 1))
+    assert b'"unknown"' not in subscriber.look()
+    assert set(subscriber.follower.data) == {"BTCUSDT", "SOLUSDT"}
+
+
+def test_before_the_first_data_no_name_is_unknown(tmp_path: Path) -> None:
+    """A subscriber that comes first would drop its whole universe."""
+    server = ApiOverFile(tmp_path)
+    server.put(state({}))
+    server.api.version()
+    assert snapshot_of(server, "symbols=BTCUSDT")["unknown"] == []
 
 
 def test_without_a_file_there_is_an_empty_snapshot(tmp_path: Path) -> None:

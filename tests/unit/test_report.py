@@ -11,7 +11,7 @@ from tests.support.api_over_file import ApiOverFile
 from tests.support.clock import WALL_S
 from tests.support.samples import record, state, status
 
-HOUR_S, DAY_S, QUARTER_S, STALE_S = 3600.0, 86_400.0, 900.0, 180.0
+HOUR_S, DAY_S, QUARTER_S, STALE_S = 3600.0, 86_400.0, 900.0, 30.0
 START_S = WALL_S - WALL_S % QUARTER_S
 """The beginning of a quarter hour."""
 
@@ -66,7 +66,7 @@ def test_what_was_not_watched_for_a_whole_day_is_not_known_yet(hours: float) -> 
 @pytest.mark.parametrize("hours", [1, 24])
 @pytest.mark.parametrize(
     ("part", "counts"),
-    [("disconnections", {"unplanned": 1}), ("dataAge", {"worst": 180.5}), ("comparison", {"mismatched": 1})],
+    [("disconnections", {"unplanned": 1}), ("dataAge", {"worst": 30.5}), ("comparison", {"mismatched": 1})],
 )
 def test_one_part_that_fails_fails_the_whole(hours: float, part: str, counts: dict[str, float]) -> None:
     """However long was watched."""

@@ -10,13 +10,14 @@ from binance_funding.daemon.market.book import Book
 from binance_funding.daemon.market.feed import Feed
 from binance_funding.daemon.market.freshness import FreshnessWatch
 from binance_funding.daemon.output.restore import restore
+from binance_funding.daemon.record import FundingRate
 from binance_funding.daemon.source.connection import Connection
 from binance_funding.daemon.source.pool import StreamPool
-from binance_funding.daemon.source.rates import FundingRate
 from binance_funding.daemon.source.refusals import LONGEST_BAN_S
-from binance_funding.daemon.source.rest import RestClient, RestPoller
+from binance_funding.daemon.source.rest_client import RestClient
+from binance_funding.daemon.source.rest_poller import RestPoller
 from binance_funding.state_file import EMPTY
-from tests.support.clock import STEADY_S, WALL_S, SimulatedClock
+from tests.support.clock import STEADY_S, WALL_S, SimulatedClock, learn_time
 from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, context, put, record, state, status
 from tests.support.state_files import OLD_FILE
 
@@ -56,14 +57,13 @@ class StartingDaemon:
 
     def gaps(self) -> list[tuple[float, str]]:
         """Return seconds and cause of the gaps known."""
-        return [(gap["seconds"], gap["cause"]) for gap in self.context.history.to_json(self.time.wall_s)["gaps"]]
+        return [(gap["seconds"], gap["cause"]) for gap in self.context.last_day.to_json(self.time.wall_s)["gaps"]]
 
     def merge_new_row(self, symbol: str) -> None:
         """Let the stream bring a current row."""
         now_s = self.time.steady_s
         event_ms = round((now_s + OFFSET_S) * 1000)
-        decimals = ("0.5", "1.5", "1.5")
-        self.freshness.merge([FundingRate(symbol, decimals, NEXT_FUNDING_MS, event_ms, "websocket", now_s)])
+        self.freshness.merge([FundingRate(symbol, 0.5, 1.5, 1.5, NEXT_FUNDING_MS, event_ms, "websocket", now_s)])
 
     @staticmethod
     def _never_spawned(_name: str, _run: Any) -> None:
@@ -87,7 +87,9 @@ def test_records_are_taken_over_with_their_old_times(daemon: StartingDaemon) -> 
     first, second = daemon.book.rates()
     assert first == FundingRate(
         "A",
-        ("0.0001", "91725.87823913", "91769.87543478"),
+        0.0001,
+        91725.87823913,
+        91769.87543478,
         NEXT_FUNDING_MS,
         EVENT_MS,
         "rest",
@@ -99,28 +101,31 @@ def test_records_are_taken_over_with_their_old_times(daemon: StartingDaemon) -> 
 
 @pytest.mark.parametrize("set_by_s", [0.0, 3600.0, -3600.0, 86_400.0])
 def test_a_clock_set_meanwhile_changes_nothing_within_one_boot(daemon: StartingDaemon, set_by_s: float) -> None:
-    """Ages, what Binance asked to wait, and Binance's time are on the clock that nobody can set."""
+    """Ages and what Binance asked to wait are on the clock that nobody can set."""
     rest = {**status()["rest"], "paused_until": WALL_S + 65.0}
     content = state({"A": record(updatedAt=WALL_S - 20)}, connection_status=status(paused_until=WALL_S + 35, rest=rest))
     put(daemon.path, content)
     daemon.time.set_wall_by(set_by_s)
     daemon.restore()
-    assert daemon.context.exchange_clock.offset_s == pytest.approx(OFFSET_S - 0.125)
     assert daemon.book.rates()[0].received_s == STEADY_S - 20
     now_s = daemon.time.wall_s
     assert daemon.stream.status()["paused_until"] == pytest.approx(now_s + 30, abs=0.01)
     assert daemon.rest.status()["paused_until"] == pytest.approx(now_s + 60, abs=0.01)
 
 
-def test_after_a_reboot_the_wall_clock_says_how_old_everything_is(tmp_path: Path) -> None:
-    """Binance's time on the clock since boot is unknown again; ages are by the times in the file."""
+@pytest.mark.parametrize("wall_error_s", [0.0, -3600.0, -24.0])
+def test_after_a_reboot_the_records_are_stale(tmp_path: Path, wall_error_s: float) -> None:
+    """A host without a clock of its own does not know for how long it was off, until Binance's time is known."""
     daemon = StartingDaemon(tmp_path / "state.json", boot_id="another")
-    daemon.time.steady_s = 30.0
-    put(daemon.path, state({"A": record(updatedAt=WALL_S - 20)}, connection_status=status(paused_until=WALL_S + 35)))
+    daemon.time.steady_s = 10.0
+    daemon.time.set_wall_by(wall_error_s)
+    put(daemon.path, state({"A": record()}, connection_status=status(paused_until=WALL_S + 35)))
     daemon.restore()
     assert daemon.context.exchange_clock.offset_s is None
-    assert daemon.ages_s() == {"A": 25.0}
-    assert daemon.stream.status()["paused_until"] == pytest.approx(WALL_S + 35)
+    assert daemon.ages_s()["A"] >= daemon.context.settings.stale_seconds
+    assert daemon.freshness.observe().newest_s <= daemon.time.steady_s - daemon.context.settings.stale_seconds
+    learn_time(daemon.context.exchange_clock, WALL_S + 600 - 10, 10)
+    assert daemon.ages_s()["A"] >= 600
 
 
 def test_a_file_from_the_future_is_as_old_as_the_boot(tmp_path: Path) -> None:
@@ -140,11 +145,12 @@ def test_no_record_came_later_than_now(daemon: StartingDaemon) -> None:
     assert daemon.book.rates()[0].received_s == daemon.time.steady_s
 
 
-def test_a_record_ahead_of_binances_time_is_dropped(daemon: StartingDaemon) -> None:
-    """It would block its symbol until then."""
-    put(daemon.path, state({"A": record(), "AHEAD": record(eventTime=EVENT_MS + 23 * 3_600_000)}))
+def test_binances_time_is_not_taken_over(daemon: StartingDaemon) -> None:
+    """A wrong one would outlive every restart; ages are those of the file until it is known."""
+    put(daemon.path, state({"A": record(updatedAt=WALL_S - 7)}))
     daemon.restore()
-    assert list(daemon.ages_s()) == ["A"]
+    assert daemon.context.exchange_clock.offset_s is None
+    assert daemon.ages_s() == {"A": 7 + DOWN_S}
 
 
 def test_a_pause_that_is_over_is_none(daemon: StartingDaemon) -> None:
@@ -184,7 +190,7 @@ def test_gaps_the_day_and_the_comparison_go_on(daemon: StartingDaemon) -> None:
     put(daemon.path, content)
     daemon.restore()
     assert daemon.gaps() == [(12.0, "x")]
-    (known,) = daemon.context.history.to_json(daemon.time.wall_s)["history"]
+    (known,) = daemon.context.last_day.to_json(daemon.time.wall_s)["history"]
     assert known.items() >= {**quarter, "observed": 60 + DOWN_S, "worst": 5.0}.items()
     assert daemon.context.comparison.state == content["comparison"]
 
@@ -194,6 +200,19 @@ def test_a_time_without_a_daemon_is_a_gap(daemon: StartingDaemon, down_s: float,
     """From the last data before it to the first after it; one of less than ten seconds is none."""
     daemon.time.advance(down_s - DOWN_S)
     put(daemon.path, state({"A": record(updatedAt=WALL_S)}))
+    daemon.restore()
+    daemon.time.advance(1)
+    daemon.merge_new_row("A")
+    assert daemon.gaps() == gaps
+
+
+@pytest.mark.parametrize(("down_s", "gaps"), [(9.0, []), (10.0, [(11.0, "stream: nothing came")])])
+def test_a_gap_over_a_restart_begins_when_data_last_arrived(
+    daemon: StartingDaemon, down_s: float, gaps: list[Any]
+) -> None:
+    """Its rows were 3 s old by then: that is lag, and not time without data."""
+    daemon.time.advance(down_s - DOWN_S)
+    put(daemon.path, state({"A": record(updatedAt=WALL_S - 3)}, connection_status=status(market_served_time=WALL_S)))
     daemon.restore()
     daemon.time.advance(1)
     daemon.merge_new_row("A")
@@ -258,5 +277,5 @@ def test_the_file_of_the_release_before_is_taken_over(tmp_path: Path, caplog: py
     intervals = {symbol: old["fundingIntervalHours"] for symbol, old in written["funding_state"].items()}
     assert daemon.rest.interval_hours == {symbol: hours for symbol, hours in intervals.items() if hours != 8}
     assert daemon.context.comparison.state == written["comparison"]
-    (quarter,) = daemon.context.history.to_json(daemon.time.wall_s)["history"]
+    (quarter,) = daemon.context.last_day.to_json(daemon.time.wall_s)["history"]
     assert (quarter["runs"], quarter["compared"], quarter["worst"]) == (7, 84, 11.228)

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from binance_funding.daemon.record import render
 from binance_funding.schema import (
     COUNT,
     COUNTS,
-    DECIMALS,
     FLAG,
     GAP,
     HEADER,
@@ -27,9 +27,8 @@ from binance_funding.schema import (
     Kind,
     complete,
     declared,
-    record_template,
 )
-from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, record
+from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, rate
 
 SECTIONS = {
     "header": HEADER,
@@ -43,7 +42,6 @@ SECTIONS = {
     "gap": GAP,
     "quarter": QUARTER,
 }
-UNMARKED = {one.name: False for one in MARKS}
 FIELDS = [pytest.param(one, id=f"{name}.{one.name}") for name, section in SECTIONS.items() for one in section]
 
 
@@ -121,36 +119,15 @@ def test_what_is_declared_must_be_given() -> None:
 
 
 def test_a_record_is_written_as_declared() -> None:
-    """Every field in its order; decimals as they were sent, times with milliseconds."""
-    values = "0.00010000", "1.50", "1.25", NEXT_FUNDING_MS, EVENT_MS, 1795500000.1239, 4, "rest"
-    text = record_template('"币"', {**UNMARKED, "halted": True}) % values
-    assert text == (
-        '"币":{"fundingRate":0.00010000,"markPrice":1.50,"indexPrice":1.25,'
+    """Every field in its order; numbers as short as they can be, times with milliseconds, marks at the end."""
+    written = render(rate(funding_rate=-1e-8, mark_price=5.0), '"币"', "1795500000.124", 4, ',"halted":true')
+    assert written == (
+        '"币":{"fundingRate":-1e-08,"markPrice":5.0,"indexPrice":100.25,'
         f'"nextFundingTime":{NEXT_FUNDING_MS},"eventTime":{EVENT_MS},"updatedAt":1795500000.124,'
-        '"fundingIntervalHours":4,"source":"rest","halted":true}'
+        '"fundingIntervalHours":4,"source":"websocket","halted":true}'
     )
-    (member,) = json.loads("{" + text + "}").values()
+    (member,) = json.loads("{" + written + "}").values()
     assert list(member) == [*(one.name for one in RECORD), "halted"]
-
-
-def test_only_marks_that_are_true_are_written() -> None:
-    """Nearly all records have none, and there are many of them."""
-    assert record_template('"A"', UNMARKED).endswith('"source":"%s"}')
-    marked = record_template('"A"', {**UNMARKED, "halted": True, "unlisted": True})
-    assert marked.endswith('"source":"%s","halted":true,"unlisted":true}')
-
-
-def test_a_symbol_of_percent_signs_is_written_as_it_is() -> None:
-    """They mean something in a template."""
-    values = "0.1", "1.5", "1.25", NEXT_FUNDING_MS, EVENT_MS, 1.0, 4, "rest"
-    assert (record_template('"100%s%USDT"', UNMARKED) % values).startswith('"100%s%USDT":{')
-
-
-def test_a_record_begins_with_its_decimals() -> None:
-    """They are written as sent, in this order; an older file that lacks one gets a number."""
-    assert tuple(one.name for one in RECORD[: len(DECIMALS)]) == DECIMALS
-    assert all(one.required or type(one.default) in (int, float) for one in RECORD[: len(DECIMALS)])
-    assert set(DECIMALS) <= set(record())
 
 
 @pytest.mark.parametrize("field", FIELDS)

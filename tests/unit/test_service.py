@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from binance_funding import service
-from binance_funding.service import EX_OK, EX_SOFTWARE, EX_UNAVAILABLE, StopRequest, Threads
+from binance_funding.service import EX_OK, EX_OSERR, EX_SOFTWARE, EX_UNAVAILABLE, StopRequest, Threads
 from tests.support.programs import ROOT
 from tests.support.waiting import PATIENCE_S
 
@@ -181,6 +181,23 @@ def test_a_thread_that_dies_ends_the_program(caplog: pytest.LogCaptureFixture) -
     assert [record.levelno for record in caplog.records] == [logging.CRITICAL] * 2
     assert caplog.messages[0] == 'thread died thread=first next="the program ends"'
     assert "RuntimeError: a bug" in caplog.text
+
+
+def test_a_thread_that_cannot_be_started_ends_the_program(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, without a traceback, and with the status for a fault of the system."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threads = Threads()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    threads.start("rest", lambda: None)
+    assert threads.stop_request.wait(0)
+    assert (threads.crashed, threads.exit_status(), threads.join(0)) == ("rest", EX_OSERR, [])
+    assert len(caplog.messages) == 1
+    assert "Traceback" not in caplog.text
 
 
 def test_a_thread_that_ends_by_itself_is_no_crash() -> None:

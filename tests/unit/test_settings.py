@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from binance_funding.settings import DAEMON, SERVER, Settings, SettingsError, help_text, load, sources, variable
+from binance_funding.settings import (
+    DAEMON,
+    SERVER,
+    Settings,
+    SettingsError,
+    help_text,
+    load,
+    sources,
+    variable,
+    warnings,
+)
 
 ROOT = Path(__file__).parents[2]
 NO_FILE = "/nonexistent/.env"
@@ -15,13 +25,10 @@ SECONDS = "a number of seconds above 0"
 DURATIONS = [variable(field) for field in fields(Settings) if variable(field).endswith("_SECONDS")]
 
 DOCUMENTED = {
-    "binance_ws_urls": (
-        "wss://fstream.binance.com/market/stream?streams=!markPrice@arr",
-        "wss://fstream.binance.com/stream?streams=!markPrice@arr",
-    ),
+    "binance_ws_urls": ("wss://fstream.binance.com/market/stream?streams=!markPrice@arr",),
     "binance_rest_url": "https://fapi.binance.com",
     "state_file": ".funding_state.json",
-    "stale_seconds": 180,
+    "stale_seconds": 30,
     "silence_seconds": 15,
     "stream_connections": 2,
     "connection_max_age_seconds": 82800,
@@ -220,9 +227,11 @@ def test_a_wrong_value_in_the_file_is_refused_unless_the_environment_replaces_it
     assert load({"API_PORT": "1"}, path).api_port == 1
 
 
-def test_a_name_without_value_in_the_file_is_refused(tmp_path: Path) -> None:
-    """It is not taken for the default."""
-    assert refusal({}, env_file(tmp_path, "API_PORT\n")).startswith("API_PORT='' is not allowed")
+@pytest.mark.parametrize("line", ["API_PORT", "=2", "API_PORT: 8888", "set the port"])
+def test_a_line_that_is_not_an_assignment_is_refused(tmp_path: Path, line: str) -> None:
+    """It is named by its number, and neither skipped nor taken for the default."""
+    path = env_file(tmp_path, f"API_HOST=::1\n{line}\n")
+    assert refusal({}, path) == f"{path} line 2 is not NAME=value"
 
 
 @pytest.mark.parametrize(
@@ -287,12 +296,6 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
     assert load({}, env_file(tmp_path, "\ufeffAPI_PORT=1\n")).api_port == 1
 
 
-def test_a_line_that_is_no_assignment_is_refused(tmp_path: Path) -> None:
-    """It is named by its number, not skipped."""
-    path = env_file(tmp_path, "API_PORT=1\n=2\n")
-    assert refusal({}, path) == f"{path} line 2 is not understood: NAME=value is allowed"
-
-
 def test_a_directory_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     """What cannot be read is not skipped."""
     assert refusal({}, str(tmp_path)).startswith(f"{tmp_path} cannot be read: ")
@@ -315,6 +318,43 @@ def test_the_example_file_lists_every_setting_with_its_meaning_and_default(tmp_p
     ]
     active = [paragraph.splitlines()[1].removeprefix("#") for paragraph in paragraphs]
     assert load({}, env_file(tmp_path, "\n".join(active))) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "effect"),
+    [
+        ("REST_POLL_SECONDS", "0.1", "uses a weight of 6001 a minute; Binance allows 2400"),
+        ("REST_FALLBACK_SECONDS", "0.9", "uses a weight of 668 a minute; Binance allows 2400"),
+        ("SILENCE_SECONDS", "2", "drops healthy connections: messages come every 3 s"),
+        ("STALE_SECONDS", "5.9", "makes data stale between two messages, 3 s apart"),
+    ],
+)
+def test_a_harmful_value_is_warned_of_with_its_effect(name: str, value: str, effect: str) -> None:
+    """It is allowed, since tests and experiments need it, but the operator is told."""
+    assert warnings(load({name: value}, NO_FILE), {}, NO_FILE) == [f"{name}={value} {effect}"]
+
+
+def test_a_stream_of_a_message_a_second_allows_less_silence() -> None:
+    """Two ticks are 2 s then."""
+    url = "wss://fstream.binance.com/market/stream?streams=!markPrice@arr@1s"
+    assert warnings(load({"SILENCE_SECONDS": "2", "BINANCE_WS_URLS": url}, NO_FILE), {}, NO_FILE) == []
+
+
+def test_names_that_are_no_settings_are_warned_of(tmp_path: Path) -> None:
+    """Every unknown name in the file; in the environment, settings without their ending."""
+    path = env_file(tmp_path, "PORT=1\nAPI_PORT=2\n")
+    environment = {"STALE": "60", "REST_TIMEOUT": "3", "PATH": "/bin", "API_KEY": "z"}
+    assert warnings(load(environment, path), environment, path) == [
+        f"PORT in {path} is not a setting and has no effect",
+        "REST_TIMEOUT is not a setting and has no effect: did you mean REST_TIMEOUT_SECONDS?",
+        "STALE is not a setting and has no effect: did you mean STALE_SECONDS?",
+    ]
+
+
+def test_a_tilde_in_a_path_is_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a shell would expand it; systemd and .env do not."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert load({"STATE_FILE": "~/state.json"}, NO_FILE).state_file == "/home/somebody/state.json"
 
 
 def test_help_lists_the_settings_of_a_program_with_their_defaults() -> None:

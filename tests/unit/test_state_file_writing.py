@@ -1,9 +1,11 @@
 """Writing the state file: replaced at once, readable by all, by one daemon only."""
 
+import fcntl
 import os
 import resource
 import socket
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -98,19 +100,22 @@ def test_a_fifo_in_the_place_of_the_temporary_file_does_not_block(path: Path) ->
     assert read(str(path))
 
 
-def test_a_deleted_lock_admits_no_second_writer(path: Path) -> None:
-    """The first takes the lock anew with its next write; where another was faster, it leaves the file to that one."""
-    first, second = StateFile(str(path)), StateFile(str(path))
-    first.lock()
-    os.unlink(f"{path}.lock")
-    first.write([RECORD], HEADER, REST)
-    with pytest.raises(AlreadyRunning):
-        second.lock()
-    os.unlink(f"{path}.lock")
-    second.lock()
-    with pytest.raises(AlreadyRunning, match=f"pid {os.getpid()}"):
-        first.write([RECORD], HEADER, REST)
-    second.write([RECORD], HEADER, REST)
+def test_a_check_that_holds_the_lock_for_a_moment_does_not_refuse_the_daemon(path: Path) -> None:
+    """`--check` takes it to see whether it is free."""
+    lock = Path(f"{path}.lock")
+    lock.touch()
+    fd = os.open(lock, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    timer = threading.Timer(0.05, os.close, [fd])
+    timer.start()
+    StateFile(str(path)).lock()
+    timer.join()
+
+
+def test_text_that_cannot_be_encoded_does_not_keep_the_file_from_being_written(path: Path) -> None:
+    """Half a surrogate pair in a text from outside becomes a question mark, and the file can be read."""
+    StateFile(str(path)).write([RECORD], HEADER, {**REST, "connection_status": {"last_error": "a\ud800b", "rest": {}}})
+    assert read(str(path))["connection_status"]["last_error"] == "a?b"
 
 
 def test_nobody_else_can_hold_the_lock(path: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_directory_in_the_place_of_the_file_is_no_file(path: Path, reader: Sta
 
 
 def test_105_mb_of_junk_cost_neither_time_nor_memory(path: Path, reader: StateReader) -> None:
-    """Nothing over 64 MiB is read, however often it is replaced; the file after it is."""
+    """Nothing over 8 MiB is read, however often it is replaced; the file after it is."""
     put(path, state())
     reader.refresh()
     tracemalloc.start()
@@ -124,7 +124,7 @@ def test_105_mb_of_junk_cost_neither_time_nor_memory(path: Path, reader: StateRe
             with path.open("wb") as file:
                 file.truncate(size)
             reader.refresh()
-            assert "not a file of at most 64 MiB" in reader.error
+            assert "not a file of at most 8 MiB" in reader.error
         assert time.monotonic() - start_s < 2
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:

@@ -1,32 +1,29 @@
-"""A REST snapshot held against what the stream brought: do both tell the same?"""
+"""Comparison of each REST snapshot with the rows of the stream."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...log import EventLogger, LogThrottle
 from ...schema import TOTALS
-from ..source.rates import FundingRate
+from ..record import FundingRate
+from . import thresholds
 
 _log = EventLogger(__name__)
 
-# Event times further apart than this cannot be compared: the market moves.
-_COMPARABLE_MS = 5000
-# More than the market moves within that time, less than any real fault.
-_FUNDING_RATE_TOLERANCE = 0.00005
-_MARK_PRICE_TOLERANCE = 0.005
+# A result names at most this many symbols of each kind.
 _NAMED = 20
 
 
 class Comparison:
-    """Result of the last run and totals over all runs, restarts included. `run` is for one thread."""
+    """The result of the last comparison, and totals over all of them, restarts included. `run` is for one thread."""
 
     def __init__(self, throttle: LogThrottle) -> None:
         self._throttle = throttle
         self.state: dict[str, Any] = {"last": None, "totals": {one.name: 0 for one in TOTALS}}
-        """`comparison` as it stands in the state file; replaced as a whole."""
+        """The member `comparison` of the state file; replaced as a whole."""
 
     def run(self, stream: Mapping[str, FundingRate], rest: Sequence[FundingRate], wall_s: float) -> dict[str, Any]:
-        """Hold one snapshot against the stream's rates by symbol; log and return the result."""
+        """Compare one snapshot with the stream's rates by symbol; log and return the result."""
         last = compare(stream, rest, wall_s)
         totals = {name: n + (1 if name == "runs" else last[name]) for name, n in self.state["totals"].items()}
         self.state = {"last": last, "totals": totals}
@@ -40,9 +37,9 @@ class Comparison:
 
 
 def compare(stream: Mapping[str, FundingRate], rest: Sequence[FundingRate], wall_s: float) -> dict[str, Any]:
-    """Compare every symbol that both have at event times at most 5 s apart. Pure.
+    """Compare every symbol that both have with event times close together. Pure.
 
-    Differences are absolute for the funding rate, relative to REST's for the mark price.
+    Differences of the funding rate are absolute, differences of the mark price relative to REST.
     """
     pairs = [(ours, theirs) for theirs in rest if (ours := stream.get(theirs.symbol)) and _is_comparable(ours, theirs)]
     rates_apart = [round(abs(ours.funding_rate - theirs.funding_rate), 12) for ours, theirs in pairs]
@@ -50,7 +47,7 @@ def compare(stream: Mapping[str, FundingRate], rest: Sequence[FundingRate], wall
     mismatched = sorted(
         theirs.symbol
         for (_, theirs), rate_apart, price_apart in zip(pairs, rates_apart, prices_apart, strict=True)
-        if rate_apart > _FUNDING_RATE_TOLERANCE or price_apart > _MARK_PRICE_TOLERANCE
+        if rate_apart > thresholds.FUNDING_RATE_TOLERANCE or price_apart > thresholds.MARK_PRICE_TOLERANCE
     )
     in_rest = {rate.symbol for rate in rest}
     only_in_stream, only_in_rest = sorted(stream.keys() - in_rest), sorted(in_rest - stream.keys())
@@ -71,9 +68,9 @@ def compare(stream: Mapping[str, FundingRate], rest: Sequence[FundingRate], wall
 
 
 def _is_comparable(ours: FundingRate, theirs: FundingRate) -> bool:
-    return abs(ours.event_time_ms - theirs.event_time_ms) <= _COMPARABLE_MS
+    return abs(ours.event_time_ms - theirs.event_time_ms) <= thresholds.COMPARABLE_S * 1000
 
 
 def _is_identical(ours: FundingRate, theirs: FundingRate) -> bool:
-    same_numbers = [*map(float, ours.decimals)] == [*map(float, theirs.decimals)]
-    return same_numbers and ours.event_time_ms == theirs.event_time_ms
+    same_prices = ours.mark_price == theirs.mark_price and ours.index_price == theirs.index_price
+    return same_prices and ours.funding_rate == theirs.funding_rate and ours.event_time_ms == theirs.event_time_ms

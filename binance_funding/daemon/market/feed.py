@@ -1,32 +1,35 @@
-"""Where the messages of all connections come together: each is decoded once, and merged as far as it can be true."""
+"""Where the messages of all connections arrive: each message is decoded once, checked against the time, and merged."""
 
+import math
 import threading
 from collections import deque
-from dataclasses import dataclass
 
 from ..context import Context
-from ..source.rates import STREAM, Decoded, MalformedMessage, decode_stream
+from ..record import STREAM
+from ..source.rates import Decoded, MalformedMessage, decode_stream
+from .exchange_clock import Verdict
 from .freshness import FreshnessWatch
 
+# Several connections bring the same few messages at about the same time.
+_REMEMBERED_MESSAGES = 4
 
-@dataclass
+
 class Feed:
-    """Where all connections hand in their messages. Safe to call from any thread."""
+    """Takes the messages of all connections. Safe to call from any thread."""
 
-    context: Context
-    freshness: FreshnessWatch
-    messages: int = 0
-    rejected_rows: int = 0
-    last_message_wall_s: float | None = None
-
-    def __post_init__(self) -> None:
+    def __init__(self, context: Context, freshness: FreshnessWatch) -> None:
+        self.freshness = freshness
+        self.messages = 0
+        self.rejected_rows = 0
+        self.last_message_wall_s: float | None = None
+        self._context = context
         # Held while a message is decoded: the same message of another connection waits, and is then recognised.
         self._lock = threading.RLock()
-        self._recent: deque[tuple[bytes, int]] = deque(maxlen=4)
+        self._recent: deque[tuple[bytes, int]] = deque(maxlen=_REMEMBERED_MESSAGES)  # messages, median event times
 
     def take(self, payload: bytes) -> int:
-        """Merge one message into the book; return its median event time in ms, 0 if it holds no usable mark price."""
-        received = self.context.clock.now()
+        """Merge one message into the book; return its median event time in ms, 0 if it has no usable mark price."""
+        received = self._context.clock.now()
         with self._lock:
             self.messages += 1
             self.last_message_wall_s = round(received.wall_s, 3)
@@ -36,7 +39,7 @@ class Feed:
             try:
                 decoded = decode_stream(payload, received.steady_s)
             except MalformedMessage as fault:
-                self.context.throttle.warn("malformed message", str(fault), next="left out")
+                self._context.throttle.warn("malformed message", str(fault), next="left out")
                 return 0
             decoded = self.admit(decoded, STREAM, received.steady_s)
             self.freshness.merge(decoded.rates)
@@ -44,12 +47,23 @@ class Feed:
             return decoded.median_event_time_ms
 
     def admit(self, decoded: Decoded, source: str, received_s: float) -> Decoded:
-        """Return what may have happened by Binance's time, which these rows bear witness of; count rejected rows."""
-        exchange_clock = self.context.exchange_clock
-        exchange_clock.note_events(source, decoded.median_event_time_ms, received_s)
-        decoded = decoded.up_to(exchange_clock.latest_ms(received_s))
+        """Return the message without rows that are ahead of Binance's time; count and log what is rejected.
+
+        While it is in doubt whether the message or the known time is wrong, all rows are left out, but not rejected.
+        The message keeps its event time then: its connection is not to blame.
+        """
+        exchange_clock, median_ms = self._context.exchange_clock, decoded.median_event_time_ms
+        verdict = exchange_clock.judge(median_ms, received_s) if decoded.rates else Verdict.TIMELY
+        if verdict is Verdict.DOUBTFUL:
+            cause = "event times are ahead of Binance's time, which is in doubt"
+            self._context.throttle.warn("time of Binance in doubt", cause, source=source, next="asked for at once")
+            return decoded._replace(rates=[], first_fault=cause)
+        if verdict is Verdict.TIMELY:
+            self._context.throttle.resolve("time of Binance in doubt")
+        latest_ms = exchange_clock.latest_row_ms(median_ms, received_s) if verdict is Verdict.TIMELY else -math.inf
+        decoded = decoded.up_to(latest_ms)
         if decoded.rejected:
             with self._lock:
                 self.rejected_rows += decoded.rejected
-            self.context.throttle.warn("rejected rows", decoded.first_fault, total=self.rejected_rows)
+            self._context.throttle.warn("rejected rows", decoded.first_fault, total=self.rejected_rows)
         return decoded

@@ -1,157 +1,230 @@
-"""How current the market is, not its luckiest symbol: ages, gaps, and what lives on REST.
+"""How current the market is as a whole: ages, gaps, and how many symbols come from REST.
 
-Counted are the symbols that REST lists and that are not halted. For gaps and for the stream it is those of them that
-the stream used to bring, or all, where it brought less than half. The market is as current as all but 1 % of them.
+The counted symbols are those that REST lists and that are not halted. Gaps and the age of the stream are measured on
+the counted symbols that the stream has delivered, or on all of them if it has delivered less than half. The market is
+as current as all of these symbols but 1 %.
 """
 
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ...log import EventLogger
-from ...schema import FEW, GAP_SECONDS
 from ..context import Context
-from ..source.rates import REST, FundingRate
+from ..record import REST, FundingRate
+from . import thresholds
 from .book import Book
 
 _log = EventLogger(__name__)
 
 
 class Freshness(NamedTuple):
-    """The market at one moment. Times are steady; where nothing has come they are the daemon's start."""
+    """The market at one moment. Times are on the steady clock; without any data they are the daemon's start."""
 
+    measured_s: float
+    """When it was measured."""
     symbols: int
     listed: int
-    """Symbols counted: listed and not halted."""
+    """Counted symbols: listed and not halted."""
     halted: int
     from_rest: int
-    """Symbols that live on REST."""
+    """Symbols whose newest record is from REST and is not stale."""
     stale: int
-    """Symbols counted that are older than `STALE_SECONDS`."""
+    """Counted symbols that are older than `STALE_SECONDS`."""
     behind: int
-    """Symbols that the stream used to bring and brings nothing current for."""
+    """Symbols that the stream used to deliver and has delivered nothing current for."""
     oldest_s: float
-    """When the oldest record of what is counted was true at Binance."""
+    """When the oldest counted record was true at Binance."""
     newest_s: float
-    """The same for the newest of all."""
+    """When the newest record was true at Binance."""
     served_s: float
-    """When the market last got new data: as of its arrival where it was current then."""
+    """When 99 % of the market last had new data: its arrival, or its event time if it was already old."""
     stream_s: float
-    """As of when the stream has brought the market."""
+    """The event time up to which the stream has delivered 99 % of the market."""
 
 
-@dataclass
+class _Times(NamedTuple):
+    """The times of all records, as long as nothing changes. The lists are sorted."""
+
+    as_of: tuple[int, float | None, float]
+    """Version of the book, offset of Binance's time, and start: a change of one of them makes this outdated."""
+    symbols: int
+    halted: int
+    newest_s: float | None
+    latest_event_ms: int
+    counted_s: list[float]
+    rest_s: list[float]
+    stream_s: list[float]
+    served_s: list[float]
+
+
+class _Gap:
+    """A gap that has not ended."""
+
+    def __init__(self, start_s: float) -> None:
+        self.start_s = start_s
+        self.missing: set[str] = set()  # every symbol that lacked new data at some time in the gap
+
+
 class FreshnessWatch:
     """Measures the market and notes its gaps. Safe to call from any thread."""
 
-    context: Context
-    book: Book
-    trouble: Callable[[], str]
-    """Names what is wrong with the sources at the moment, for the cause of a gap."""
-    gaps_ended: int = 0
-    gap_seconds: float = 0.0
-    not_running: bool = False
-    """Whether the daemon did not run before the data that it found."""
-    started_s: float = field(init=False)
-    latest: Freshness = field(init=False)
-    """As of the last observation."""
-
-    def __post_init__(self) -> None:
-        self._lock = threading.Lock()  # held for an observation, so that each gap is noted once
-        self._gap_start_s: float | None = None
-        self._clock, self._exchange_clock = self.context.clock, self.context.exchange_clock
+    def __init__(self, context: Context, book: Book, trouble: Callable[[], str]) -> None:
+        """Measure nothing yet; `trouble` names what is wrong with the sources at the moment, as the cause of a gap."""
+        self.book = book
+        self.gaps_ended = 0
+        self.gap_seconds = 0.0
+        self.not_running = False
+        """True if the restored file is older than one gap: the first gap is then time without a daemon."""
+        self._context = context
+        self._trouble = trouble
+        self._clock, self._exchange_clock = context.clock, context.exchange_clock
+        self._lock = threading.Lock()  # held while the market is measured, so that each gap is noted once
+        self._gap: _Gap | None = None
+        self._collected: _Times | None = None
         self.started_s = self._clock.steady_s()
+        """From when on the market counts as without data; an earlier daemon may have started before this one."""
         self.latest = self._measure(self.started_s)
+        """The last measurement."""
 
-    def start_at(self, steady_s: float) -> None:
-        """Count from an earlier daemon's start where even that had no data; for the start, after the restoring."""
-        self.started_s = min(self.started_s, steady_s)
-        self.latest = self._measure(self._clock.steady_s())
+    def start_at(self, started_s: float, served_s: float) -> None:
+        """Go on from an earlier daemon, after the book was restored: its start, and when it last had new data."""
+        self.started_s = min(self.started_s, started_s)
+        latest = self._measure(self._clock.steady_s())
+        self.latest = latest._replace(served_s=max(latest.served_s, min(served_s, latest.measured_s)))
         self.observe()
 
     def merge(self, rates: Sequence[FundingRate]) -> int:
-        """Merge decoded rows of one source, noting the gap that they may end; return how many were new."""
-        if self._clock.steady_s() - self.latest.served_s > GAP_SECONDS:
-            self.observe()  # nobody may have seen the gap begin that this ends
+        """Merge decoded rows of one source into the book; return how many were new."""
+        now_s, latest = self._clock.steady_s(), self.latest
+        # New data hides how old the data had become: note that first, unless somebody has just done so.
+        is_unwatched = now_s - latest.measured_s > thresholds.UNWATCHED_S
+        if is_unwatched or now_s - latest.served_s > thresholds.GAP_SECONDS:
+            self.observe()
         merged = self.book.merge(rates)
-        if merged and self._gap_start_s is not None:
+        if merged and self._gap is not None:
             self.observe()
         return merged
 
     def observe(self) -> Freshness:
-        """Measure the market now; note its age, the beginning or the end of a gap; drop what is ahead of its time."""
-        dropped = self.book.drop_ahead(self._exchange_clock.latest_ms(self._clock.steady_s()))
-        if dropped:
+        """Measure the market now; note its age and the beginning or end of a gap; drop records ahead of their time."""
+        latest_ms = self._exchange_clock.latest_record_ms(self._clock.steady_s())
+        if self._times().latest_event_ms > latest_ms:
+            dropped = self.book.drop_ahead(latest_ms)
             _log.warning("records dropped", count=dropped, cause="their event times are ahead of Binance's time")
         with self._lock:
             now = self._clock.now()
             latest = self._measure(now.steady_s)
-            # What the market got it has got, also where what came since was old, or other symbols count now.
+            # served_s never goes back, even if newer data is stale or the set of counted symbols changes.
             self.latest = latest = latest._replace(served_s=max(latest.served_s, self.latest.served_s))
-            self.context.history.data_age(now.wall_s, now.steady_s - latest.oldest_s)
-            gap_start_s = self._gap_start_s
-            in_gap = now.steady_s - latest.served_s > GAP_SECONDS
-            if in_gap == (gap_start_s is not None):
-                return latest
-            self._gap_start_s = latest.served_s if in_gap else None
-        if gap_start_s is not None:
-            self._note_gap(gap_start_s, now.steady_s, now.wall_s)
+            self._context.last_day.data_age(now.wall_s, now.steady_s - latest.oldest_s)
+            ended = self._update_gap(latest)
+        if ended is not None:
+            self._note_gap(ended, now.steady_s, now.wall_s)
         return latest
 
-    def _note_gap(self, start_s: float, end_s: float, wall_s: float) -> None:
-        cause, seconds = "not running" if self.not_running else self.trouble(), round(end_s - start_s, 3)
+    def _update_gap(self, latest: Freshness) -> _Gap | None:
+        """Begin a gap, go on with it, or return the gap that has ended."""
+        gap = self._gap
+        if latest.measured_s - latest.served_s > thresholds.GAP_SECONDS:
+            gap = self._gap = gap or _Gap(latest.served_s)
+            gap.missing |= self._missing(latest.measured_s)
+            return None
+        self._gap = None
+        if gap is None:
+            return None
+        # Symbols that turned out to be halted had no newer data to miss.
+        is_real = not gap.missing or len(gap.missing - self.book.halted) > thresholds.MISSING_SHARE * latest.listed
+        return gap if is_real else None
+
+    def _missing(self, now_s: float) -> set[str]:
+        counted, since_s = self._counted()[0], now_s - thresholds.GAP_SECONDS
+        served_s = self._all_served_s(counted, self._exchange_clock.all_as_of_s(counted))
+        return {rate.symbol for rate, time_s in zip(counted, served_s, strict=True) if time_s < since_s}
+
+    def _note_gap(self, gap: _Gap, end_s: float, end_wall_s: float) -> None:
+        cause, seconds = "not running" if self.not_running else self._trouble(), round(end_s - gap.start_s, 3)
         self.not_running = False
-        self.context.history.gap(wall_s - seconds, seconds, cause)
+        self._context.last_day.gap(end_wall_s - seconds, seconds, cause)
         self.gaps_ended += 1
         self.gap_seconds = round(self.gap_seconds + seconds, 3)
-        self.context.throttle.warn("gap ended", cause, seconds=seconds)
-        # The next one is another; where they come one soon after the other, they are one trouble all the same.
-        self.context.throttle.resolve("gap ended")
+        self._context.throttle.warn("gap ended", cause, seconds=seconds)
+        # The next gap is a new problem. The throttle still counts gaps that follow each other closely as one.
+        self._context.throttle.resolve("gap ended")
+
+    def _counted(self) -> tuple[list[FundingRate], list[FundingRate]]:
+        """Return the newest records of the counted symbols, and of all others."""
+        listed, halted = self.book.listed, self.book.halted
+        counted: list[FundingRate] = []
+        others: list[FundingRate] = []
+        for rate in self.book.rates():
+            is_counted = (listed is None or rate.symbol in listed) and rate.symbol not in halted
+            (counted if is_counted else others).append(rate)
+        return counted, others
+
+    def _all_served_s(self, rates: list[FundingRate], times_s: list[float]) -> list[float]:
+        """Return when each record arrived, or its time at Binance if it was already old."""
+        silence_s = self._context.settings.silence_seconds
+        pairs = zip([rate.received_s for rate in rates], times_s, strict=True)
+        return [received_s if received_s - time_s <= silence_s else time_s for received_s, time_s in pairs]
 
     def _measure(self, now_s: float) -> Freshness:
-        rates, from_stream = self.book.rates(), self.book.stream_rates()
-        listed, halted, all_as_of_s = self.book.listed, self.book.halted, self._exchange_clock.all_as_of_s
-        settings, start_s = self.context.settings, self.started_s
-        stale_before_s, current_after_s = now_s - settings.stale_seconds, now_s - self.context.current_s
-        times_s = all_as_of_s(rates)
-        counted = [
-            (rate, time_s)
-            for rate, time_s in zip(rates, times_s, strict=True)
-            if (listed is None or rate.symbol in listed) and rate.symbol not in halted
-        ]
-        used = [one for one in counted if one[0].symbol in from_stream]
-        if 2 * len(used) < len(counted):
-            used = counted
-        brought = [from_stream[rate.symbol] for rate, _ in used if rate.symbol in from_stream]
-        stream_s = all_as_of_s(brought) + [start_s] * (len(used) - len(brought))
-        # When each came, or, where it was already old then, as of when it is.
-        served_s = [
-            rate.received_s if rate.received_s - time_s <= settings.silence_seconds else time_s for rate, time_s in used
-        ]
-        counted_s = [time_s for _, time_s in counted]
-        from_rest_s = [time_s for rate, time_s in zip(rates, times_s, strict=True) if rate.source == REST]
+        market = self._times()
+        stale_before_s = now_s - self._context.settings.stale_seconds
         return Freshness(
-            symbols=len(rates),
-            listed=len(counted),
-            halted=len(halted),
-            from_rest=sum(time_s >= stale_before_s for time_s in from_rest_s),
-            stale=sum(time_s < stale_before_s for time_s in counted_s),
-            behind=sum(time_s < current_after_s for time_s in stream_s),
-            oldest_s=min(counted_s, default=start_s),
-            newest_s=max(times_s, default=start_s),
-            served_s=_all_but_few(served_s, start_s),
-            stream_s=_all_but_few(stream_s, start_s),
+            measured_s=now_s,
+            symbols=market.symbols,
+            listed=len(market.counted_s),
+            halted=market.halted,
+            from_rest=len(market.rest_s) - bisect_left(market.rest_s, stale_before_s),
+            stale=bisect_left(market.counted_s, stale_before_s),
+            behind=bisect_left(market.stream_s, now_s - self._context.current_s),
+            oldest_s=min(market.counted_s[:1], default=self.started_s),
+            newest_s=self.started_s if market.newest_s is None else market.newest_s,
+            served_s=self._reached_by_most(market.served_s),
+            stream_s=self._reached_by_most(market.stream_s),
         )
 
+    def _times(self) -> _Times:
+        """Return the times of all records; they are collected again only after something has changed."""
+        as_of = self.book.version, self._exchange_clock.offset_s, self.started_s
+        if self._collected is None or self._collected.as_of != as_of:
+            self._collected = self._collect(as_of)
+        return self._collected
+
+    def _collect(self, as_of: tuple[int, float | None, float]) -> _Times:
+        counted, others = self._counted()
+        from_stream, all_as_of_s = self.book.stream_rates(), self._exchange_clock.all_as_of_s
+        counted_s, others_s = all_as_of_s(counted), all_as_of_s(others)
+        used = [rate for rate in counted if rate.symbol in from_stream]
+        if 2 * len(used) < len(counted):
+            used = counted
+        used_s = counted_s if len(used) == len(counted) else all_as_of_s(used)
+        delivered = [from_stream[rate.symbol] for rate in used if rate.symbol in from_stream]
+        # Usually the newest records are those of the stream.
+        stream_s = used_s if delivered == used else all_as_of_s(delivered)
+        stream_s = stream_s + [self.started_s] * (len(used) - len(delivered))
+        rates = counted + others if others else counted
+        return _Times(
+            as_of=as_of,
+            symbols=len(rates),
+            halted=len(self.book.halted),
+            newest_s=max(counted_s + others_s, default=None),
+            latest_event_ms=max([rate.event_time_ms for rate in rates], default=0),
+            counted_s=sorted(counted_s),
+            rest_s=sorted(all_as_of_s([rate for rate in rates if rate.source == REST])),
+            stream_s=sorted(stream_s),
+            served_s=sorted(self._all_served_s(used, used_s)),
+        )
+
+    def _reached_by_most(self, sorted_s: list[float]) -> float:
+        """Return the time that all but 1 % have reached; without any, the daemon's start."""
+        return sorted_s[int(thresholds.MISSING_SHARE * len(sorted_s))] if sorted_s else self.started_s
+
     def stream_age_s(self) -> float:
-        """Return the seconds since the stream last brought the market, by Binance's clock."""
+        """Return the seconds since the stream last delivered the market, by Binance's clock."""
         now_s = self._clock.steady_s()
-        if now_s - self.latest.stream_s > self.context.current_s:
-            self.observe()  # the last observation may be older than what has come since
+        if now_s - self.latest.stream_s > self._context.current_s:
+            self.observe()  # newer data may have come since the last measurement
         return now_s - self.latest.stream_s
-
-
-def _all_but_few(times_s: list[float], without_any_s: float) -> float:
-    """Return the time that all but a share of FEW have reached."""
-    return sorted(times_s)[int(FEW * len(times_s))] if times_s else without_any_s

@@ -1,6 +1,6 @@
-"""The last 24 hours as the daemon saw them, kept in the state file; the server makes the report of them.
+"""The last 24 hours as the daemon saw them, kept in the state file. The server makes the report from them.
 
-Counts live in quarter hours, so that any number of events fits in the file.
+Events are counted by quarter hours, so any number of them fits into the file.
 """
 
 import threading
@@ -12,10 +12,10 @@ from ...schema import QUARTER, QUARTER_S, WINDOW_S
 _AMOUNTS = dict.fromkeys((one.name for one in QUARTER if one.name != "start"), 0.0)
 
 
-class History:
-    """What happened in the last 24 h: time watched, disconnections, data ages, comparisons, gaps.
+class LastDay:
+    """Time watched, disconnections, data ages, comparisons and gaps of the last 24 h.
 
-    Every time given is Unix seconds of the wall clock. Safe to call from any thread.
+    All times are Unix seconds of the wall clock. Safe to call from any thread.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class History:
                 quarter[name] += amount
 
     def data_age(self, wall_s: float, age_s: float) -> None:
-        """Note how old the oldest data that counts is."""
+        """Note how old the oldest counted record is."""
         with self._lock:
             quarter = self._quarter(wall_s)
             quarter["worst"] = max(quarter["worst"], round(age_s, 3))
@@ -42,11 +42,11 @@ class History:
             self._gaps.append({"start": round(start_wall_s, 3), "seconds": round(seconds, 3), "cause": cause})
 
     def to_json(self, wall_s: float) -> dict[str, Any]:
-        """Return gaps and quarter hours of the last 24 h, ready for the state file; what is older is forgotten."""
+        """Return gaps and quarter hours of the last 24 h, ready for the state file; forget older ones."""
 
         def is_kept(start_s: float, seconds: float) -> bool:
-            # What lies far in the future was noted by a clock that was wrong, and would be counted until then; what
-            # lies less far may have been noted before somebody set the clock back a little.
+            # An entry far in the future was made by a wrong clock. An entry in the near future may have been made
+            # before somebody set the clock back a little.
             return wall_s - WINDOW_S < start_s + seconds and start_s <= wall_s + WINDOW_S
 
         with self._lock:
@@ -59,7 +59,7 @@ class History:
             return {"gaps": list(self._gaps), "history": quarters}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what an earlier daemon left in the state file, as it was read."""
+        """Go on from the gaps and quarter hours of an earlier daemon, as they were read from the state file."""
         with self._lock:
             self._gaps = list(state["gaps"])
             self._quarters = {

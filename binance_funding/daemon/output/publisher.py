@@ -1,28 +1,30 @@
-"""Joins what the parts know into the state file: on every change, and at least once per heartbeat. One thread."""
+"""Writes the state file on every change, and at least once per heartbeat. One thread."""
 
 import json
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...clock import Moment
-from ...schema import HEADER, USUAL_INTERVAL_HOURS, VERSION, declared, record_template
+from ...schema import HEADER, MARKS, USUAL_INTERVAL_HOURS, VERSION, declared
 from ...state_file import StateFile
 from ..context import Context
 from ..market.book import Book
 from ..market.exchange_clock import ExchangeClock
-from ..source.rates import FundingRate
+from ..record import FundingRate, render
 
 _TROUBLE = "state file not written"
-# A clock set by more than this since a record was rendered: its time must be written anew.
+# A tick consists of two messages. The second follows the first closely, and both are written together.
+_MESSAGES_OF_A_TICK, _SECOND_MESSAGE_S = 2, 0.025
+# If a clock was set by more than this since the records were rendered, they are rendered again.
 _CLOCK_STEP_S = 0.1
 
 
 class Annotations(NamedTuple):
-    """What is known of symbols besides their rates. Each part is replaced as a whole where it changes."""
+    """What is known of symbols besides their rates. A part that changes is replaced as a whole."""
 
     interval_hours: Mapping[str, int]
     interval_known: frozenset[str]
@@ -30,42 +32,47 @@ class Annotations(NamedTuple):
     halted: frozenset[str]
 
 
-@dataclass(slots=True)
 class _Member:
-    """What of one symbol's member stays the same, and the member as it was rendered last."""
+    """One symbol's member of `funding_state`: what stays the same, and the text that was rendered last."""
 
-    template: str
-    interval_hours: int
-    rate: FundingRate | None = None
-    text: bytes = b""
+    __slots__ = ("interval_hours", "marks_text", "rate", "symbol_text", "text")
+
+    def __init__(self, symbol: str, interval_hours: int, marks: list[str]) -> None:
+        self.symbol_text = json.dumps(symbol, ensure_ascii=False)
+        self.interval_hours = interval_hours
+        self.marks_text = "".join(f',"{mark}":true' for mark in marks)
+        self.rate: FundingRate | None = None  # the record that `text` was rendered of
+        self.text = b""
 
 
 class Renderer:
-    """Renders rates as members of `funding_state`; one that has not changed is not rendered again. For one thread."""
+    """Renders records as members of `funding_state`; an unchanged record is not rendered again. For one thread."""
 
     def __init__(self, exchange_clock: ExchangeClock) -> None:
         self._exchange_clock = exchange_clock
         self._members: dict[str, _Member] = {}
+        # The members were rendered with these; when one of them changes, all are rendered anew.
         self._annotations = Annotations({}, frozenset(), None, frozenset())
         self._wall_minus_steady_s = self._offset_s = 0.0
 
     def render(self, rates: list[FundingRate], wall_minus_steady_s: float, annotations: Annotations) -> list[bytes]:
-        """Return the members for all rates, in their order."""
+        """Return the members for all records, in their order."""
         offset_s = self._exchange_clock.offset_s or 0.0
         step_s = max(abs(wall_minus_steady_s - self._wall_minus_steady_s), abs(offset_s - self._offset_s))
         if step_s > _CLOCK_STEP_S or annotations != self._annotations or len(self._members) > len(rates):
             self._wall_minus_steady_s, self._offset_s = wall_minus_steady_s, offset_s
             self._annotations = annotations
             self._members.clear()
-        wall_s, as_of_s = self._wall_minus_steady_s, self._exchange_clock.as_of_s
+        wall_s, times_s = self._wall_minus_steady_s, self._exchange_clock.all_as_of_s(rates)
         texts = []
-        for rate in rates:
-            member = self._members.get(rate[0]) or self._new_member(rate[0])
+        shown_s, updated_at_text = math.nan, ""
+        for rate, as_of_s in zip(rates, times_s, strict=True):
+            member = self._members.get(rate.symbol) or self._new_member(rate.symbol)
             if member.rate is not rate:
-                _, decimals, next_funding_time_ms, event_time_ms, source, received_s = rate
-                updated_at_s = as_of_s(event_time_ms, received_s) + wall_s
-                values = *decimals, next_funding_time_ms, event_time_ms, updated_at_s, member.interval_hours, source
-                member.rate, member.text = rate, (member.template % values).encode()
+                if as_of_s != shown_s:  # most records of a message are as of the same time
+                    shown_s, updated_at_text = as_of_s, f"{as_of_s + wall_s:.3f}"
+                text = render(rate, member.symbol_text, updated_at_text, member.interval_hours, member.marks_text)
+                member.rate, member.text = rate, text.encode()
             texts.append(member.text)
         return texts
 
@@ -76,33 +83,42 @@ class Renderer:
             "unlisted": listed is not None and symbol not in listed,
             "fundingIntervalAssumed": symbol not in hours and symbol not in known,
         }
-        template = record_template(json.dumps(symbol, ensure_ascii=False), marks)
-        member = self._members[symbol] = _Member(template, hours.get(symbol, USUAL_INTERVAL_HOURS))
+        is_set = [mark.name for mark in MARKS if marks[mark.name]]
+        member = self._members[symbol] = _Member(symbol, hours.get(symbol, USUAL_INTERVAL_HOURS), is_set)
         return member
 
 
-@dataclass
 class Publisher:
     """Writes the state file. `progress_s` may be read from any thread."""
 
-    context: Context
-    file: StateFile
-    book: Book
-    annotations: Callable[[], Annotations]
-    describe: Callable[[Moment], dict[str, Any]]
-    """Returns all members of the file that follow the records, as of now; called in this thread."""
-
-    def __post_init__(self) -> None:
-        self._clock, self._throttle = self.context.clock, self.context.throttle
-        self._renderer = Renderer(self.context.exchange_clock)
+    def __init__(
+        self,
+        context: Context,
+        file: StateFile,
+        book: Book,
+        annotations: Callable[[], Annotations],
+        describe: Callable[[Moment], dict[str, Any]],
+    ) -> None:
+        """Write nothing yet. `describe` returns the members after the records; it is called in the writing thread."""
+        self._file = file
+        self._book = book
+        self._annotations = annotations
+        self._describe = describe
+        self._heartbeat_s = context.settings.heartbeat_seconds
+        self._clock, self._throttle = context.clock, context.throttle
+        self._renderer = Renderer(context.exchange_clock)
         self.progress_s = self._clock.steady_s()
-        """Steady time at which the thread last went round, whether it could write or not."""
+        """Steady time at which the thread last finished a round, whether it could write or not."""
 
     def run(self, stop: threading.Event) -> None:
-        """Write until `stop` is set and the book's `changed` too; blocks."""
+        """Write until `stop` is set; blocks. Setting the book's `changed` as well ends it at once."""
+        written_news = 0
         while not stop.is_set():
-            self.book.changed.wait(self.context.settings.heartbeat_seconds)
-            self.book.changed.clear()
+            if self._book.changed.wait(self._heartbeat_s) and self._book.news - written_news < _MESSAGES_OF_A_TICK:
+                self._book.changed.clear()
+                self._book.changed.wait(_SECOND_MESSAGE_S)
+            self._book.changed.clear()
+            written_news = self._book.news
             self.write_or_log()
             self.progress_s = self._clock.steady_s()
 
@@ -113,19 +129,19 @@ class Publisher:
             "version": VERSION,
             "updated_at": round(now.wall_s, 3),
             "daemon_pid": os.getpid(),
-            # The same instant on the clock that nobody can set: readers can tell ages whatever happens to wall time.
+            # The same instant on a clock that nobody can set: readers know ages even if the wall clock is set.
             "boot_id": self._clock.boot_id,
             "boottime": round(now.steady_s, 3),
         }
-        records = self._renderer.render(self.book.rates(), now.wall_s - now.steady_s, self.annotations())
-        self.file.write(records, declared(HEADER, header), self.describe(now))
+        records = self._renderer.render(self._book.rates(), now.wall_s - now.steady_s, self._annotations())
+        self._file.write(records, declared(HEADER, header), self._describe(now))
 
     def write_or_log(self) -> None:
-        """Write the file now; log what keeps it from being written. For one thread at a time."""
+        """Write the file now; if it cannot be written, log why. For one thread at a time."""
         try:
             self.write()
         except OSError as error:
             words = (error.strerror or str(error)).lower()
-            self._throttle.warn(_TROUBLE, words, logging.ERROR, file=self.file.path, next="tried at every change")
+            self._throttle.warn(_TROUBLE, words, logging.ERROR, file=self._file.path, next="tried at every change")
             return
         self._throttle.resolve(_TROUBLE, log_as="state file written again", level=logging.WARNING)

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...log import EventLogger
-from ...schema import DECIMALS, GAP_SECONDS, USUAL_INTERVAL_HOURS
+from ...schema import GAP_SECONDS, USUAL_INTERVAL_HOURS
 from ...state_file import UnusableState, read, written_age_s
 from ..context import Context
 from ..market.book import Book
 from ..market.freshness import FreshnessWatch
+from ..record import FundingRate
 from ..source.pool import StreamPool
-from ..source.rates import FundingRate
 from ..source.refusals import LONGEST_BAN_S
-from ..source.rest import RestPoller
+from ..source.rest_poller import RestPoller
 
 _log = EventLogger(__name__)
 
@@ -37,21 +37,20 @@ def restore(
     file_now_s = state["updated_at"] + down_s
     steady_minus_file_s = now.steady_s - file_now_s
     records, status = state["funding_state"], state["connection_status"]
-    offset_s = status["clock_offset_seconds"]
-    # A release that knew of no lag took the offset from the stream, which may have lagged: it named no such time.
-    is_from_time = offset_s is not None and status["market_served_time"] is not None
-    if is_from_time and boot_id and state["boot_id"] == boot_id:
-        context.exchange_clock.restore(offset_s - steady_minus_file_s)
-    book.restore(_rate(symbol, record, steady_minus_file_s, now.steady_s) for symbol, record in records.items())
+    # Nobody knows for how long the host was off, until Binance's time is known: until then the data counts as stale.
+    is_same_boot = bool(boot_id) and state["boot_id"] == boot_id
+    latest_s = now.steady_s - (0.0 if is_same_boot else context.settings.stale_seconds)
+    book.restore(_rate(symbol, record, steady_minus_file_s, latest_s) for symbol, record in records.items())
     rest.restore(pause_s(status["rest"], file_now_s), *_intervals(records))
     stream.restore(pause_s(status, file_now_s))
-    context.history.restore(state)
+    context.last_day.restore(state)
     context.comparison.state = state["comparison"]
     freshness.not_running = down_s > GAP_SECONDS
-    freshness.start_at((status["daemon_start_time"] or state["updated_at"]) + steady_minus_file_s)
+    started_s, served_s = status["daemon_start_time"] or state["updated_at"], status["market_served_time"] or 0.0
+    freshness.start_at(started_s + steady_minus_file_s, served_s + steady_minus_file_s)
     if down_s <= GAP_SECONDS:
         # So short a restart is no gap, and none in what was watched either.
-        context.history.count(now.wall_s, observed=down_s)
+        context.last_day.count(now.wall_s, observed=down_s)
     say = _log.info if records else _log.debug
     say("took over", symbols=len(records), not_running_s=down_s)
 
@@ -61,11 +60,17 @@ def pause_s(status: Mapping[str, Any], now_s: float) -> float:
     return min(max(0.0, (status["paused_until"] or 0.0) - now_s), LONGEST_BAN_S)
 
 
-def _rate(symbol: str, record: Mapping[str, Any], steady_minus_file_s: float, now_s: float) -> FundingRate:
-    decimals = tuple(repr(record[name]) for name in DECIMALS)
-    times_ms = int(record["nextFundingTime"]), int(record["eventTime"])
-    received_s = min(now_s, record["updatedAt"] + steady_minus_file_s)
-    return FundingRate(symbol, decimals, *times_ms, record["source"], received_s)
+def _rate(symbol: str, record: Mapping[str, Any], steady_minus_file_s: float, latest_s: float) -> FundingRate:
+    return FundingRate(
+        symbol,
+        funding_rate=record["fundingRate"],
+        mark_price=record["markPrice"],
+        index_price=record["indexPrice"],
+        next_funding_time_ms=int(record["nextFundingTime"]),
+        event_time_ms=int(record["eventTime"]),
+        source=record["source"],
+        received_s=min(latest_s, record["updatedAt"] + steady_minus_file_s),
+    )
 
 
 def _intervals(records: Mapping[str, Any]) -> tuple[dict[str, int], frozenset[str]]:

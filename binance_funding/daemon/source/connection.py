@@ -1,122 +1,148 @@
 """One WebSocket connection to the mark price stream, from connecting to its end, in a thread of its own.
 
-It never pings: Binance pings (every 3 min) and the library answers with the ping's payload. That a connection has died
-is noticed by whoever watches `age_s`, not by the protocol. See docs/ping-pong-timeouts.md.
+It never pings. Binance pings every 3 min, and the library answers with the ping's payload. Whoever watches `age_s`
+notices that a connection has died; the protocol does not show it. See docs/ping-pong-timeouts.md.
 """
 
+import contextlib
+import socket
 import struct
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import websocket
 
-from ...clock import Deadline
 from ..context import Context
-from . import refusals, transport
+from . import faults
+from .faults import Cause, Kind
+from .lookup import LOOKUP_LIMIT_S, BadProxy, Lookup
+from .refusals import refusal
 
-# Room for a hundred times today's market; a larger message is a fault, and parsing it would take all memory.
-_LARGEST_MESSAGE_BYTES = 16 * 1024 * 1024
-_LONGEST_CONNECTING_S = 10.0
-# How often a blocked read looks whether it should close. What was half received by then is kept by the library.
+# Room for a hundred times today's market. A larger message is a fault, and parsing it would take all memory.
+_MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+_MAX_CONNECTING_S = 10.0
+# A blocked read looks this often whether it should close. The library keeps a half received frame meanwhile.
 _READ_TIMEOUT_S = 0.5
-
-# What the other side sent may be quoted in a cause, which goes into the log, the state file and systemd's status.
-_LONGEST_CAUSE = 300
-
-# Source: RFC 6455, 7.4.1.
-_CLOSE_CODES = {1000: "normal", 1001: "going away", 1008: "policy violation", 1011: "server error"}
-
-
-class Ending(NamedTuple):
-    """Why a connection ended."""
-
-    cause: str
-    unreachable: bool = False
-    """Nothing answered at the address at all, so that asking again soon burdens nobody."""
-    wait_s: float = 0.0
-    """For how long Binance asked not to be called."""
-    event: str = "lost"
-    """What the log calls it: "lost"; "silent" or "lagging" where the connection was still open."""
 
 
 class _BoundedWebSocket(websocket.WebSocket):
-    """A WebSocket that gives up on a message of absurd size while it is still being received."""
+    """A WebSocket that gives up a message of absurd size while it is being received, and that any thread can abort."""
 
-    def __init__(self, largest_message_bytes: int) -> None:
+    def __init__(self, max_message_bytes: int) -> None:
+        self.message_bytes = 0
+        self._max_message_bytes = max_message_bytes
+        self._is_aborted = False
         # The decoder checks UTF-8 itself: the library's check is pure Python and costs 25 times the parsing.
         super().__init__(skip_utf8_validation=True)
-        self.largest_message_bytes = largest_message_bytes
-        self.message_bytes = 0
-        self.given_up = False
+
+    @property
+    def sock(self) -> socket.socket | None:
+        """The socket, once TCP, proxy and TLS are set up. The library writes it."""
+        return self._sock
+
+    @sock.setter
+    def sock(self, sock: socket.socket | None) -> None:
+        self._sock = sock
+        if sock is not None and self._is_aborted:
+            _shut_down(sock)
+
+    def abort(self) -> None:
+        """End the connection, also one that is being set up. Unlike the library's own method, before it is open too."""
+        self._is_aborted = True
+        if self.sock is not None:
+            _shut_down(self.sock)
 
     def _recv(self, bufsize: int) -> bytes:
-        if self.given_up:
+        if self._is_aborted:
             # Megabytes of tiny fragments may still wait in the kernel, and the library would read them all.
-            raise websocket.WebSocketConnectionClosedException("given up")
+            raise websocket.WebSocketConnectionClosedException("aborted")
         received: bytes = super()._recv(bufsize)  # type: ignore[no-untyped-call]
         self.message_bytes += len(received)
-        if self.message_bytes > self.largest_message_bytes:
-            raise websocket.WebSocketPayloadException(f"message of more than {self.largest_message_bytes >> 20} MiB")
+        if self.message_bytes > self._max_message_bytes:
+            raise websocket.WebSocketPayloadException(f"message of more than {self._max_message_bytes >> 20} MiB")
         return received
 
 
-@dataclass(eq=False)
 class Connection:
-    """One connection. Its fields are written by its own thread, and may be read by any."""
+    """One connection. Its own thread writes the fields; any thread may read them."""
 
-    context: Context
-    number: int
-    url: str
-    take: Callable[[bytes], int]
-    """Gets each message and returns its median event time in ms, 0 if it has no usable mark price."""
-    on_change: Callable[[], None]
-    """Called in the connection's thread after the first mark prices and after the end."""
-    largest_message_bytes: int = _LARGEST_MESSAGE_BYTES
-    connect: transport.Connect = transport.connect
-    started_s: float = field(init=False)
-    opened_s: float | None = field(default=None, init=False)
-    first_data_s: float | None = field(default=None, init=False)
-    """Steady time of the first usable mark prices."""
-    last_advance_s: float | None = field(default=None, init=False)
-    """Steady time at which the event time of its mark prices last advanced."""
-    newest_event_time_ms: int = field(default=0, init=False)
-    ending: Ending | None = field(default=None, init=False)
-    """Set once, when the connection is over."""
+    def __init__(
+        self,
+        context: Context,
+        number: int,
+        url: str,
+        take: Callable[[bytes], int],
+        on_change: Callable[[], None],
+        max_message_bytes: int = _MAX_MESSAGE_BYTES,
+    ) -> None:
+        """Connect nothing yet.
 
-    def __post_init__(self) -> None:
-        self.started_s = self.context.clock.steady_s()
+        `take` gets each message and returns its median event time in ms, 0 if it has no usable mark price.
+        `on_change` is called in the connection's thread after the first mark prices and after the end.
+        """
+        self.context = context
+        self.number = number
+        self.url = url
+        self.on_change = on_change
+        self.started_s = context.clock.steady_s()
+        self.lookup: Lookup | None = None
+        """The lookup of the first host's name, None until it began."""
+        self.opened_s: float | None = None
+        """Steady time at which the handshake succeeded."""
+        self.first_data_s: float | None = None
+        """Steady time of the first usable mark prices."""
+        self.last_advance_s: float | None = None
+        """Steady time at which the event time of its mark prices last advanced."""
+        self.newest_event_time_ms = 0
+        self.ending: Cause | None = None
+        """Set once, when the connection is over."""
+        self._take = take
         self._closing = threading.Event()
-        self._websocket: Any = _BoundedWebSocket(self.largest_message_bytes)
+        self._websocket: Any = _BoundedWebSocket(max_message_bytes)
 
     def run(self) -> None:
-        """Connect and read until the end, however it comes; blocks. Errors of the network end up in `ending`."""
-        ending = Ending("closed by us")
+        """Connect and read until the end; blocks. Network errors end up in `ending`."""
+        ending = Cause(Kind.ENDED_BY_US, "closed by us")
         try:
-            self._connect()
-            ending = self._read() or ending
-        except (websocket.WebSocketException, OSError) as error:
-            ending = _explain(error, self.opened_s is not None, self.context.clock.wall_s())
+            if not self._closing.is_set():
+                self._connect()
+                ending = self._read() or ending
+        except (websocket.WebSocketException, OSError, UnicodeError, BadProxy) as error:
+            ending = self._explain(error)
         finally:
             self._websocket.shutdown()
-            self.ending = ending._replace(cause=ending.cause[:_LONGEST_CAUSE])
+            self.ending = ending
             self.on_change()
 
     def close(self) -> None:
-        """Ask the connection to say goodbye (close code 1000) and end; returns at once. From any thread."""
+        """Ask the connection to send a close frame (code 1000) and end; returns at once. From any thread."""
         self._closing.set()
 
     def abort(self) -> None:
-        """Break the connection at once, whatever it is doing; returns at once. From any thread, more than once."""
+        """End the connection at once, whatever it is doing. Returns at once. From any thread, any number of times.
+
+        While a name is looked up, and while TCP, proxy and TLS are set up, its thread goes on until that is over.
+        """
         self._closing.set()
-        self._websocket.given_up = True
-        transport.shut_down(self._websocket.sock)
+        self._websocket.abort()
+
+    def connecting_s(self, now_s: float) -> float:
+        """Return how long it has tried to get mark prices. The time for the name lookup does not count."""
+        if self.lookup is None:
+            return now_s - self.started_s
+        began_s = self.opened_s if self.lookup.ended_s is None else self.lookup.ended_s
+        return 0.0 if began_s is None else now_s - began_s
+
+    def is_name_overdue(self, now_s: float) -> bool:
+        """Whether the name server has taken too long."""
+        is_looking_up = self.lookup is not None and self.lookup.ended_s is None and self.opened_s is None
+        return is_looking_up and now_s - self.started_s > LOOKUP_LIMIT_S
 
     def age_s(self, now_s: float) -> float:
         """Return how old its newest mark prices are by Binance's clock; before the first, how long it has tried."""
         if self.last_advance_s is None:
-            return now_s - self.started_s
+            return self.connecting_s(now_s)
         return now_s - self.context.exchange_clock.as_of_s(self.newest_event_time_ms, self.last_advance_s)
 
     def lag_s(self) -> float | None:
@@ -124,21 +150,22 @@ class Connection:
         return None if self.last_advance_s is None else self.age_s(self.last_advance_s)
 
     def _connect(self) -> None:
-        timeout_s = min(_LONGEST_CONNECTING_S, self.context.settings.silence_seconds)
-        sock = self.connect(self.url, Deadline(timeout_s, self.context.clock.steady_s))
-        sock.settimeout(timeout_s)
+        self.lookup = Lookup(self.url, self.context.clock.steady_s)
+        timeout_s = min(_MAX_CONNECTING_S, self.context.settings.silence_seconds)
         try:
-            # Redirects are not followed: each would be an attempt that nobody counts, to wherever the answer says.
-            self._websocket.connect(self.url, socket=sock, suppress_origin=True, redirect_limit=0)
-        except (websocket.WebSocketException, OSError):
+            # A redirect is not followed. It would be an attempt that nobody counts, to an address that nobody chose.
+            self._websocket.connect(self.url, timeout=timeout_s, suppress_origin=True, redirect_limit=0)
+        except (websocket.WebSocketException, OSError, UnicodeEncodeError):
             raise
         except Exception as error:
-            # The library parses status line, headers and cookies without checking them first: anything may come out.
+            if type(error) is UnicodeError:  # the host name
+                raise
+            # The library parses status line, headers and cookies without checking them, so it may raise anything.
             raise websocket.WebSocketProtocolException(f"the handshake's answer is not HTTP ({error})") from error
         self.opened_s = self.context.clock.steady_s()
         self._websocket.settimeout(_READ_TIMEOUT_S)
 
-    def _read(self) -> Ending | None:
+    def _read(self) -> Cause | None:
         """Read until asked to close (None) or closed by the peer."""
         while not self._closing.is_set():
             try:
@@ -146,7 +173,7 @@ class Connection:
             except websocket.WebSocketTimeoutException:
                 continue
             if opcode == websocket.ABNF.OPCODE_CLOSE:
-                return Ending(_closed_by_peer(frame.data))
+                return _closed_by_peer(frame.data)
             if opcode in (websocket.ABNF.OPCODE_TEXT, websocket.ABNF.OPCODE_BINARY):
                 self._websocket.message_bytes = 0
                 self._receive(frame.data)
@@ -154,7 +181,7 @@ class Connection:
         return None
 
     def _receive(self, payload: bytes) -> None:
-        event_time_ms = self.take(payload)
+        event_time_ms = self._take(payload)
         if event_time_ms <= self.newest_event_time_ms:
             return
         now_s = self.context.clock.steady_s()
@@ -163,33 +190,20 @@ class Connection:
             self.first_data_s = now_s
             self.on_change()
 
-
-def _closed_by_peer(data: bytes) -> str:
-    if len(data) < 2:
-        return "closed by the exchange without a code"
-    code = struct.unpack("!H", data[:2])[0]
-    reason = data[2:].decode("utf-8", "replace")
-    return f"closed by the exchange with code {code} ({reason or _CLOSE_CODES.get(code, 'unknown')})"
+    def _explain(self, error: Exception) -> Cause:
+        if isinstance(error, websocket.WebSocketBadStatusException) and error.status_code is not None:
+            headers, body = error.resp_headers or {}, error.resp_body or b""
+            return refusal(error.status_code, headers, body, self.context.clock.wall_s())
+        return faults.from_error(error, via_proxy=self.lookup is not None and self.lookup.is_of_proxy)
 
 
-def _explain(error: Exception, opened: bool, wall_s: float) -> Ending:
-    """Say in words what ended a connection that was opened, or not."""
-    if isinstance(error, transport.NoConnection):
-        return Ending(str(error), unreachable=error.is_unreachable)
-    if isinstance(error, websocket.WebSocketBadStatusException):
-        return _handshake_refused(error, wall_s)
-    if isinstance(error, (websocket.WebSocketTimeoutException, TimeoutError)):
-        return Ending("no answer in time" + ("" if opened else " while connecting"))
-    if isinstance(error, websocket.WebSocketConnectionClosedException):
-        return Ending("connection ended without close frame (1006)" if opened else "connection ended during handshake")
-    if isinstance(error, OSError):
-        return Ending(transport.explain(error))
-    return Ending(f"protocol error: {error}")
+def _shut_down(sock: socket.socket) -> None:
+    """End a connection under the thread that reads from it."""
+    with contextlib.suppress(OSError):  # it has ended already
+        # A TLS socket's own method would take the session away from the reading thread.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-def _handshake_refused(error: websocket.WebSocketBadStatusException, wall_s: float) -> Ending:
-    if error.status_code is None:
-        return Ending("protocol error: the handshake's answer has no status line")
-    body = (error.resp_body or b"").decode("utf-8", "replace")
-    refusal = refusals.explain(error.status_code, error.resp_headers or {}, body, wall_s)
-    return Ending(f"handshake refused: {refusal.words}", wait_s=refusal.wait_s)
+def _closed_by_peer(data: bytes) -> Cause:
+    code = struct.unpack("!H", data[:2])[0] if len(data) >= 2 else 1005
+    return Cause(Kind.CLOSED, data[2:].decode("utf-8", "replace"), code=code)

@@ -1,4 +1,4 @@
-"""The FundingRate record, and the decoding of both Binance formats into it. Pure: no I/O, no state.
+"""Decoding of both Binance formats into FundingRate records. Pure: no I/O, no state.
 
 Facts of the exchange, as of November 2026:
 - Stream rows: `e` "markPriceUpdate", `E` event time ms, `s` symbol, `p` mark price, `i` index price, `r` funding rate,
@@ -11,14 +11,12 @@ Facts of the exchange, as of November 2026:
 """
 
 import json
-import re
 from collections.abc import Callable
-from operator import itemgetter
 from typing import Any, NamedTuple
 
-from ...schema import DECIMALS, refuse_constant
-
-STREAM, REST = "websocket", "rest"
+from ...log import printable
+from ...schema import refuse_constant
+from ..record import REST, STREAM, FundingRate
 
 _LONGEST_SYMBOL = 64
 _QUOTE_CHARACTERS = 200
@@ -27,42 +25,7 @@ _MOST_OBJECTS = 200_000
 # Far beyond any price, and small enough that whoever calculates with it stays finite.
 _LARGEST_NUMBER = 1e18
 
-# Where each field of DECIMALS stands in a row of the stream, and of the premium index.
-_SOURCES = {
-    "fundingRate": ("r", "lastFundingRate"),
-    "markPrice": ("p", "markPrice"),
-    "indexPrice": ("i", "indexPrice"),
-}
-_RATE, _MARK_PRICE = DECIMALS.index("fundingRate"), DECIMALS.index("markPrice")
-
-# Decimals that are JSON numbers as they stand and far from overflow: they need no float on their way to the file.
-_DECIMAL = r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,20})?"
-_PLAIN_DECIMALS = re.compile(" ".join([_DECIMAL] * len(DECIMALS)))
-
-
-class FundingRate(NamedTuple):
-    """One symbol's funding rate and prices at one event time."""
-
-    symbol: str
-    decimals: tuple[str, ...]
-    """In the order of `schema.DECIMALS`; the decimal texts sent, each a finite JSON number."""
-    next_funding_time_ms: int
-    event_time_ms: int
-    """Binance's clock."""
-    source: str
-    """STREAM or REST."""
-    received_s: float
-    """Steady clock of this host."""
-
-    @property
-    def funding_rate(self) -> float:
-        """Fraction per funding interval."""
-        return float(self.decimals[_RATE])
-
-    @property
-    def mark_price(self) -> float:
-        """Mark price in the quote asset."""
-        return float(self.decimals[_MARK_PRICE])
+_USD_M = 1
 
 
 class Decoded(NamedTuple):
@@ -165,7 +128,8 @@ def _quote(payload: bytes) -> str:
 
 
 def _explain(fault: Exception, row: Any) -> str:
-    return f"{type(fault).__name__} {str(fault)[:_QUOTE_CHARACTERS]} in row {str(row)[:_QUOTE_CHARACTERS]}"
+    quoted = f"{str(fault)[:_QUOTE_CHARACTERS]} in row {str(row)[:_QUOTE_CHARACTERS]}"
+    return f"{type(fault).__name__} {printable(quoted)}"
 
 
 _Row = Any  # as parsed: whether it is even an object is for the conversion to find out
@@ -186,33 +150,53 @@ def _decode_rows(rows: list[_Row], convert: _Convert, received_s: float) -> Deco
         if rate is not None:
             rates.append(rate)
     times_ms = sorted([rate.event_time_ms for rate in rates])
-    median_ms, latest_ms = (times_ms[len(times_ms) // 2], times_ms[-1]) if times_ms else (0, 0)
+    median_ms, latest_ms = (times_ms[(len(times_ms) - 1) // 2], times_ms[-1]) if times_ms else (0, 0)
     return Decoded(rates, median_ms, latest_ms, rejected, first_fault)
 
 
-_stream_decimals, _index_decimals = (itemgetter(*keys) for keys in zip(*map(_SOURCES.get, DECIMALS), strict=True))
+def _leave_out(market: Any) -> None:
+    """Leave out a row of another market. Raises TypeError for a market that is not a number."""
+    if type(market) is not int:
+        raise TypeError(f"market {market!r}")
 
 
 def _from_stream_row(row: _Row, received_s: float) -> FundingRate | None:
-    if row["e"] != "markPriceUpdate" or row.get("st", 1) != 1:
+    if row["e"] != "markPriceUpdate":
         return None
-    next_time, decimals = row["T"], _stream_decimals(row)
-    if next_time == 0 or decimals[_RATE] == "":
+    if (market := row.get("st", _USD_M)) != _USD_M:
+        _leave_out(market)
         return None
-    return _checked(row["s"], decimals, next_time, row["E"], STREAM, received_s)
+    next_time, funding_rate = row["T"], row["r"]
+    if next_time == 0 or funding_rate == "":
+        return None
+    return _checked(row["s"], funding_rate, row["p"], row["i"], next_time, row["E"], STREAM, received_s)
 
 
 def _from_premium_index_row(row: _Row, received_s: float) -> FundingRate | None:
-    next_time, decimals = row["nextFundingTime"], _index_decimals(row)
-    if next_time == 0 or decimals[_RATE] == "" or row.get("st", 1) != 1:
+    next_time, funding_rate, prices = (
+        row["nextFundingTime"],
+        row["lastFundingRate"],
+        (row["markPrice"], row["indexPrice"]),
+    )
+    if (market := row.get("st", _USD_M)) != _USD_M:
+        _leave_out(market)
         return None
-    return _checked(row["symbol"], decimals, next_time, row["time"], REST, received_s)
+    if next_time == 0 or funding_rate == "":
+        return None
+    return _checked(row["symbol"], funding_rate, *prices, next_time, row["time"], REST, received_s)
 
 
 def _checked(
-    symbol: Any, decimals: Any, next_time_ms: Any, event_time_ms: Any, source: str, received_s: float
+    symbol: Any,
+    funding_rate: Any,
+    mark_price: Any,
+    index_price: Any,
+    next_time_ms: Any,
+    event_time_ms: Any,
+    source: str,
+    received_s: float,
 ) -> FundingRate:
-    """Make the record. Raises TypeError or ValueError for whatever may not reach the file."""
+    """Make the record. Raises TypeError or ValueError for anything that must not reach the file."""
     # A lone surrogate is not printable either: it could not be encoded when the file is written.
     if type(symbol) is not str or not symbol.isprintable() or not 0 < len(symbol) <= _LONGEST_SYMBOL:
         raise ValueError("symbol")
@@ -221,21 +205,23 @@ def _checked(
     if type(next_time_ms) is not int or not 0 < next_time_ms < 1 << 53:
         raise ValueError("next funding time")
     try:
-        plain = _PLAIN_DECIMALS.fullmatch(" ".join(decimals))
-    except TypeError:  # a number instead of its text
-        plain = None
-    if plain is None:
-        decimals = tuple(map(_number, decimals))
-    if not float(decimals[_MARK_PRICE]) > 0:
-        raise ValueError("mark price")
-    return FundingRate(symbol, decimals, next_time_ms, event_time_ms, source, received_s)
+        texts = funding_rate + mark_price + index_price
+        is_usual = texts.isascii() and "_" not in texts
+    except (TypeError, AttributeError):  # not three texts
+        is_usual = False
+    convert = float if is_usual else _number
+    rate, mark, index = convert(funding_rate), convert(mark_price), convert(index_price)
+    # False for NaN, too.
+    if not (-_LARGEST_NUMBER < rate < _LARGEST_NUMBER and 0 < mark < _LARGEST_NUMBER and 0 < index < _LARGEST_NUMBER):
+        raise ValueError(f"one of the numbers {rate}, {mark}, {index}")
+    return FundingRate(symbol, rate, mark, index, next_time_ms, event_time_ms, source, received_s)
 
 
-def _number(value: Any) -> str:
-    """Write an unusual spelling of a finite number as JSON does. Raises TypeError or ValueError for anything else."""
-    if type(value) not in (str, int, float) or "_" in str(value):
+def _number(value: Any) -> float:
+    """Convert a number that may not be a text. Raises TypeError or ValueError for anything else.
+
+    float() also accepts digits of other scripts and underscores.
+    """
+    if type(value) not in (str, int, float) or not str(value).isascii() or "_" in str(value):
         raise TypeError(f"number {value!r}")
-    number = float(value)
-    if not abs(number) < _LARGEST_NUMBER:  # False for NaN too
-        raise ValueError(f"number {value!r}")
-    return repr(number)
+    return float(value)

@@ -1,4 +1,4 @@
-"""What an HTTP refusal of Binance means, in words, and how long it asks to wait. Pure.
+"""How long an HTTP refusal of Binance asks to wait. Pure.
 
 Facts of the exchange, as of November 2026:
 - 429: too many requests; 418: the IP is banned, 2 minutes to 3 days; asking again too early lengthens the ban. [1]
@@ -11,38 +11,25 @@ import math
 import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple
+
+from .faults import Cause, Kind
 
 LONGEST_BAN_S = 3 * 86_400
-# The longest that any other refusal is believed: it is no ban, and may be over sooner than it thought.
+# A refusal that is no ban is believed for this long at most. Its reason may end sooner than it says.
 _LONGEST_PAUSE_S = 600.0
 _BAN_WITHOUT_END_S = 120.0
 _BANNED_UNTIL = re.compile(r"banned until ([0-9]{13})")
 
-_WORDS = {
-    403: "the firewall of Binance refuses this IP",
-    418: "Binance has banned this IP for asking too often",
-    429: "Binance says too many requests",
-    451: "Binance does not serve this country",
-}
 
-
-class Refusal(NamedTuple):
-    """One refusal: what it means, and for how long nothing may be asked (0: nothing was said)."""
-
-    words: str
-    wait_s: float
-
-
-def explain(status: int, headers: Mapping[str, str], body: str, wall_s: float) -> Refusal:
-    """Explain an HTTP status other than success."""
-    words = _WORDS.get(status, "Binance server error" if status >= 500 else "unexpected answer")
+def refusal(status: int, headers: Mapping[str, str], body: bytes, wall_s: float) -> Cause:
+    """Return the cause for an HTTP status other than success."""
     by_name = {name.lower(): value for name, value in headers.items()}
-    return Refusal(f"{words} (HTTP {status})", _wait_s(status, by_name, body, wall_s))
+    text = body.decode("utf-8", "replace")
+    return Cause(Kind.REFUSED, code=status, wait_s=_wait_s(status, by_name, text, wall_s))
 
 
 def _wait_s(status: int, headers: Mapping[str, str], body: str, wall_s: float) -> float:
-    # Binance's clock names the end of a ban: its time is in the answer, else this host's stands in.
+    # The end of a ban is a time of Binance's clock. The answer shows that clock; without it, this host's must do.
     now_s = _http_date_s(headers.get("date", "")) or wall_s
     asked_s, is_ban = _retry_after_s(headers.get("retry-after", "").strip(), now_s), status in (418, 429)
     if is_ban and asked_s <= 0:
@@ -51,7 +38,7 @@ def _wait_s(status: int, headers: Mapping[str, str], body: str, wall_s: float) -
 
 
 def _retry_after_s(text: str, now_s: float) -> float:
-    """Return the seconds that a header asks for; 0 where it says nothing. Source: RFC 9110, 10.2.3."""
+    """Return the seconds that a header asks for, 0 if it asks for none. Source: RFC 9110, 10.2.3."""
     if re.fullmatch("[0-9]{1,9}", text):
         return float(text)
     return (_http_date_s(text) or now_s) - now_s

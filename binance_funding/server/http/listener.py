@@ -1,4 +1,4 @@
-"""What the HTTP server needs of its host: a listening socket, and files for as many connections as it may have."""
+"""The HTTP server's needs from its host: a listening socket, and open files for its connections."""
 
 import errno
 import resource
@@ -10,23 +10,27 @@ from .limits import Limits
 _BACKLOG = 1024
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 SPARE_FILES = Limits.closing_connections + 64
-"""Files open beside the connections served."""
+"""Number of open files beside the connections that are served."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens there, "::" for IPv4 too, port 0 for any free port.
+    """Return a socket that listens at this address. Host "::" includes IPv4; port 0 is any free port.
 
-    Under systemd it outlives this process: whoever connects while the next one starts waits in its backlog.
-    Raises OSError where the host is unknown or the address not to be had.
+    If a host name has IPv4 and IPv6 addresses, the socket listens at an IPv4 address: clients that try IPv6 first fall
+    back to IPv4, but a client without IPv6 never reaches "::1". Under systemd the socket outlives this process, and
+    clients that connect between two processes wait in its backlog.
+    Raises OSError if the host is unknown or the address cannot be used.
     """
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
     stored = take_stored_socket()
     if stored is not None:
-        # It listens, unless the process before has shut it down, and ended before it had another to store.
+        # A previous process may have shut it down and ended before it could store another socket.
         stored.listen(_BACKLOG)
         if (stored.family, stored.getsockname()) == (family, address):
             return stored
-        # API_HOST or API_PORT was changed. Closing would free the port only once systemd has closed its duplicate.
+        # API_HOST or API_PORT has changed. shutdown() frees the port at once; close() would not, because systemd holds
+        # a duplicate.
         stored.shutdown(socket.SHUT_RDWR)
         stored.close()
     dual_stack = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
@@ -37,9 +41,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def accept(listener: socket.socket) -> socket.socket | None:
-    """Return the next connection, non-blocking; None where none waits.
+    """Return the next connection, non-blocking, or None if no client waits.
 
-    Raises OSError where this process or the host has no file or memory left for it.
+    Raises OSError if this process or the host has no file or memory left for it.
     """
     while True:
         try:
@@ -49,15 +53,15 @@ def accept(listener: socket.socket) -> socket.socket | None:
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 raise
-            continue  # that one hung up while it waited: man accept(2), "Error handling"
+            continue  # the client hung up while it waited: man accept(2), "Error handling"
         connection.setblocking(False)
         return connection
 
 
 def raise_file_limit(max_connections: int) -> int:
-    """Raise this process's limit of open files so that max_connections fit, as far as its hard limit allows.
+    """Raise this process's limit of open files, up to its hard limit, so that max_connections fit.
 
-    Returns how many of them do fit; with so few files that the spare ones are not to be had, a quarter of the limit.
+    Returns how many connections fit. If the limit is too low for SPARE_FILES, a quarter of it is for connections.
     """
     needed = max_connections + SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # both finite on Linux

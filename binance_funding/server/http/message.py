@@ -1,12 +1,12 @@
 """HTTP/1.1 messages: from the bytes of a request head to a Request, from a Response to the bytes sent. No I/O.
 
-Requests are read by the letter of RFC 9112, without the leniency it permits: what is doubtful gets 400, because two
-readings of one message are how requests are smuggled. What the RFC leaves open is decided like this:
-- One empty line before a request line is skipped (section 2.2); bare CR, bare LF and folded lines are refused.
-- A request body gets 413, or 405 where the method is not served either; one whose announcement is malformed, repeated
-  or framed in two ways gets 400. Expect is ignored: it concerns a body (RFC 9110 section 10.1.1).
-- HTTP/1.2 and later are read as HTTP/1.1; another major version gets 505. Methods not served get 405 on any target.
-- Any printable ASCII is accepted in a target except "#"; a path must be percent-encoded UTF-8.
+Requests are read by the letter of RFC 9112, without the leniency that it permits. A doubtful request gets 400, because
+request smuggling needs two readings of one message. Where the RFC leaves a choice, this module decides:
+- One empty line before a request line is skipped (section 2.2). Bare CR, bare LF and folded lines are refused.
+- A request with a body gets 413, or 405 if its method is not served. It gets 400 if the length of the body is
+  malformed, given twice or given in two ways. Expect is ignored: it concerns a body (RFC 9110 section 10.1.1).
+- HTTP/1.2 and later are read as HTTP/1.1. Another major version gets 505. Other methods get 405 on any target.
+- A target may hold any printable ASCII except "#". Each "%" must begin an escape, and a decoded path must be UTF-8.
 """
 
 import json
@@ -17,10 +17,12 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 METHODS = ("GET", "HEAD", "OPTIONS")
-# Without its query, which may name every symbol. The first number is from RFC 9112 section 3.
+# These do not include the query, which may name every symbol. 8000 is from RFC 9112 section 3.
 _MAX_REQUEST_LINE_BYTES, _MAX_HEAD_BYTES, _MAX_HEADER_LINES = 8000, 8192, 64
 _MAX_QUERY_BYTES = 16384
-_JOIN_BYTES = 16384  # a body up to this size is copied behind its head; a larger one stays where it is
+_JOIN_BYTES = 16384  # a body up to this size is copied behind its head; a larger body is not copied
+_CONTROL_CHARACTER = "control character, bare CR or bare LF in the request head"
+_HEADER_TOO_LARGE = "request header too large"
 
 # RFC 9110 section 5.6.2: token = 1*tchar
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -33,13 +35,17 @@ _HOST_CHAR = r"A-Za-z0-9\-._~%!$&'()*+,;="
 _HOST = re.compile(rf"(?:\[[{_HOST_CHAR}:]+\]|[{_HOST_CHAR}]*)(?::[0-9]*)?")
 # RFC 9112 section 3.2: request-target = origin-form / absolute-form / ... (no userinfo, a host)
 _ORIGIN = rf"(?:(?i:https?)://(?=[^:/?])({_HOST.pattern})|(?=/))"
-_TARGET = re.compile(rf"{_ORIGIN}(/(?:[^%?#]|%[0-9A-Fa-f]{{2}})*)?(?:\?([^#]*))?")
+_ESCAPE = r"%[0-9A-Fa-f]{2}"
+_TARGET = re.compile(rf"{_ORIGIN}(/[^%?#]*(?:{_ESCAPE}[^%?#]*)*)?(?:\?([^%#]*(?:{_ESCAPE}[^%#]*)*))?")
 # RFC 9110 section 8.6: Content-Length = 1*DIGIT
 _CONTENT_LENGTH = re.compile(r"[0-9]{1,20}")
 
 
 class Request(NamedTuple):
-    """A request: path percent-decoded, query as sent; header names in lower case, repeated ones joined by ", "."""
+    """A request. The path is percent-decoded, the query is not. Header names are in lower case.
+
+    The values of a repeated header are joined by ", ".
+    """
 
     method: str
     path: str
@@ -48,9 +54,9 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """A final answer with a status of http.HTTPStatus, and with its body whatever the method; encode does the rest.
+    """A final answer. Its status is in http.HTTPStatus, and its body is that of a GET, whatever the method.
 
-    With events, the body goes on for as long as the client stays: with what they yield whenever it can take more.
+    If there are events, the body never ends: whenever the client can take more, the next item of the iterator is sent.
     """
 
     status: int
@@ -60,48 +66,77 @@ class Response(NamedTuple):
 
 
 def error_response(status: int, message: str, *headers: tuple[str, str]) -> Response:
-    """Make a response whose body is {"error": message}; no cache may keep it where status is 503."""
-    no_store = (("Cache-Control", "no-store"),) if status == HTTPStatus.SERVICE_UNAVAILABLE else ()
+    """Make a response whose body is {"error": message}. No cache may keep it: other clients must not get it."""
     body = json.dumps({"error": message}, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-    return Response(status, body, (("Content-Type", "application/json; charset=utf-8"), *no_store, *headers))
+    own_headers = (("Content-Type", "application/json; charset=utf-8"), ("Cache-Control", "no-store"))
+    return Response(status, body, (*own_headers, *headers))
 
 
 class BadRequest(Exception):
-    """The request gets error_response(*args) and the connection is closed: what follows can no longer be trusted."""
+    """The request gets error_response(*args) and its connection is closed, because its end is unknown or doubtful."""
 
 
-def parse_head(head: bytes) -> tuple[Request, str] | None:
-    """Parse a head, its empty line included; None while that is to come, and may come.
+def take_head(received: bytes, checked: int) -> tuple[bytes, bytes] | None:
+    """Split received bytes behind the first head, whose last line is empty; None if the head is not complete yet.
 
-    Returns the request and the Connection header of its answer, "" for none. The target of a method that is not served
-    is left undecoded. Raises BadRequest, for an incomplete head as soon as nothing to come could save it.
+    Drops one empty line before the head. The first `checked` bytes were passed to an earlier call and are not searched
+    again. Raises BadRequest for an incomplete head that no further bytes can save.
     """
-    head = head.removeprefix(b"\r\n")
-    if _BAD_OCTET.search(head):
-        raise BadRequest(400, "control character, bare CR or bare LF in the request head")
-    line, line_ended, rest = head.decode("latin-1").partition("\r\n")
-    query_bytes = len(line.partition("?")[2].partition(" ")[0])
-    if len(line.removesuffix("\r")) - query_bytes > _MAX_REQUEST_LINE_BYTES or query_bytes > _MAX_QUERY_BYTES:
+    start = 2 if received.startswith(b"\r\n") else 0
+    end = received.find(b"\r\n\r\n", max(start, checked - 3)) + 4
+    if end >= 4:
+        return received[start:end], received[end:]
+    _check_beginning(received[start:], max(0, checked - start - 1))
+    return None
+
+
+def _check_beginning(beginning: bytes, checked: int) -> None:
+    if _BAD_OCTET.search(beginning, checked):
+        raise BadRequest(400, _CONTROL_CHARACTER)
+    line, line_end, _ = beginning.partition(b"\r\n")
+    _check_size(beginning, line.removesuffix(b"\r"))
+    if line_end and checked <= len(line) + 1:  # the line was not complete before
+        _parse_request_line(line)
+
+
+def _check_size(head: bytes, line: bytes) -> None:
+    query_bytes = len(line.partition(b"?")[2].partition(b" ")[0])
+    if len(line) - query_bytes > _MAX_REQUEST_LINE_BYTES or query_bytes > _MAX_QUERY_BYTES:
         raise BadRequest(414, "request line too long")
-    if not line_ended:
-        return None
-    match = _REQUEST_LINE.fullmatch(line)
-    if match is None:
-        raise BadRequest(400, "malformed request line")
-    method, target, major_version, minor_version = match.groups()
-    if major_version != "1":
-        raise BadRequest(505, "only HTTP/1.1 and HTTP/1.0 are served")
-    if len(head) - query_bytes > _MAX_HEAD_BYTES or rest.count("\r\n") > _MAX_HEADER_LINES + 1:
-        raise BadRequest(431, "request header too large")
-    if not head.endswith(b"\r\n\r\n"):
-        return None
-    headers = _parse_header_lines(rest.split("\r\n")[:-2], minor_version)
+    if len(head) - query_bytes > _MAX_HEAD_BYTES:
+        raise BadRequest(431, _HEADER_TOO_LARGE)
+
+
+def parse_head(head: bytes) -> tuple[Request, str]:
+    """Parse a complete head; return the request and the Connection header of its answer, "" for none.
+
+    The target of a method that is not served is not decoded. Raises BadRequest.
+    """
+    if _BAD_OCTET.search(head):
+        raise BadRequest(400, _CONTROL_CHARACTER)
+    line, _, rest = head.partition(b"\r\n")
+    _check_size(head, line)
+    method, target, minor_version = _parse_request_line(line)
+    lines = rest.decode("latin-1").split("\r\n")[:-2]
+    if len(lines) > _MAX_HEADER_LINES:
+        raise BadRequest(431, _HEADER_TOO_LARGE)
+    headers = _parse_header_lines(lines, minor_version)
     connection, has_body = _connection_option(headers, minor_version), _announces_body(headers, minor_version)
     if method not in METHODS:
         return Request(method, target, "", headers), "close" if has_body else connection
     if has_body:
         raise BadRequest(413, "request bodies are not accepted")
     return Request(method, *_parse_target(target, method, headers), headers), connection
+
+
+def _parse_request_line(line: bytes) -> tuple[str, str, str]:
+    match = _REQUEST_LINE.fullmatch(line.decode("latin-1"))
+    if match is None:
+        raise BadRequest(400, "malformed request line")
+    method, target, major_version, minor_version = match.groups()
+    if major_version != "1":
+        raise BadRequest(505, "only HTTP/1.1 and HTTP/1.0 are served")
+    return method, target, minor_version
 
 
 def _parse_header_lines(lines: list[str], minor_version: str) -> dict[str, str]:
@@ -113,7 +148,7 @@ def _parse_header_lines(lines: list[str], minor_version: str) -> dict[str, str]:
         name, value = name.lower(), value.strip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     host = headers.get("host", "" if minor_version == "0" else None)
-    if host is None or not _HOST.fullmatch(host):  # two of them are joined by ", ", and no host has a space
+    if host is None or not _HOST.fullmatch(host):  # two hosts are joined by ", ", and a valid host has no space
         raise BadRequest(400, "exactly one valid Host header is needed")
     return headers
 
@@ -127,7 +162,7 @@ def _connection_option(headers: Mapping[str, str], minor_version: str) -> str:
 
 def _announces_body(headers: Mapping[str, str], minor_version: str) -> bool:
     length, coding = headers.get("content-length"), headers.get("transfer-encoding")
-    if length is not None and not _CONTENT_LENGTH.fullmatch(length):  # two of them, joined, do not match either
+    if length is not None and not _CONTENT_LENGTH.fullmatch(length):  # two lengths joined by ", " do not match
         raise BadRequest(400, "malformed Content-Length")
     if coding is not None and (length is not None or minor_version == "0" or coding.lower() != "chunked"):
         raise BadRequest(400, "ambiguous message framing")
@@ -142,7 +177,7 @@ def _parse_target(target: str, method: str, headers: dict[str, str]) -> tuple[st
         raise BadRequest(400, "malformed request target")
     host, path, query = match.groups()
     if host is not None:
-        headers["host"] = host  # whatever the header said (RFC 9112 section 3.2.2)
+        headers["host"] = host  # it replaces the header (RFC 9112 section 3.2.2)
     try:
         return unquote_to_bytes(path or "/").decode(), query or ""
     except UnicodeDecodeError:
@@ -150,10 +185,10 @@ def _parse_target(target: str, method: str, headers: dict[str, str]) -> tuple[st
 
 
 def encode(response: Response, connection: str, date: str, *, head_only: bool) -> tuple[bytes, ...]:
-    """Make the bytes of a response, in one buffer or two; connection is as parse_head returned it.
+    """Make the bytes of a response, in one buffer or two. `connection` is the value that parse_head returned.
 
-    Adds Date, Content-Length, Connection and the Access-Control headers; leaves the body out with head_only, and where
-    the status forbids one. Raises ValueError where a header holds what cannot be sent in one.
+    Adds Date, Content-Length, Connection and the Access-Control headers. Leaves the body out with head_only, and if the
+    status forbids a body. Raises ValueError if a header contains a control character.
     """
     status, body, headers, events = response
     bodiless = status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)

@@ -1,0 +1,184 @@
+"""Why a connection or a request failed: a typed cause, and the one place that turns it into a sentence.
+
+The errors of requests, urllib3, websocket-client, ssl and socket are classified by their types alone.
+"""
+
+import enum
+import http.client
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import requests
+import urllib3.exceptions
+import websocket
+
+from ...log import printable
+from .lookup import LOOKUP_LIMIT_S, BadProxy
+
+# A cause may quote text from outside. It goes into the log, the state file and systemd's status line.
+_MAX_CHARACTERS = 300
+
+
+class Kind(enum.Enum):
+    """What failed, in the order in which a connection is set up, and then in which it is used."""
+
+    DNS = "DNS"
+    PROXY = "proxy"
+    TCP = "TCP"
+    TLS = "TLS"
+    REFUSED = "refused"
+    """An HTTP answer other than success, to a request or to a handshake."""
+    TIMEOUT = "timeout"
+    """The peer was reached and did not answer in time."""
+    LOST = "lost"
+    """The connection ended or broke."""
+    CLOSED = "closed"
+    """The peer ended the WebSocket connection with a close frame."""
+    PROTOCOL = "protocol"
+    """The answer breaks the rules of HTTP or WebSocket."""
+    MALFORMED = "malformed"
+    """The answer is valid HTTP, but not what Binance sends."""
+    TOO_LARGE = "too large"
+    OLD = "old"
+    """A snapshot whose rows are old: a cache has repeated it, for example."""
+    CROWDED = "crowded"
+    """Too many earlier attempts still hang."""
+    SILENT = "silent"
+    LAGGING = "lagging"
+    ENDED_BY_US = "ended by us"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a connection or a request failed. `str()` makes the sentence."""
+
+    kind: Kind
+    detail: str = ""
+    """Text of the system, the library or the peer."""
+    code: int = 0
+    """The HTTP status, or the code of the close frame."""
+    wait_s: float = 0.0
+    """How long Binance asked not to be called."""
+
+    @property
+    def is_unreachable(self) -> bool:
+        """Whether the exchange was not reached at all. Trying again soon does not burden it."""
+        return self.kind in (Kind.DNS, Kind.PROXY, Kind.TCP)
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the exchange refused the request. A fault of the server's own (5xx) without a pause is none."""
+        return self.kind is Kind.REFUSED and (self.code < 500 or self.wait_s > 0)
+
+    @property
+    def label(self) -> str:
+        """The cause as a label of a metric: the HTTP status or one of five words."""
+        if self.kind is Kind.REFUSED:
+            return str(self.code)
+        if self.kind is Kind.OLD:
+            return "old"
+        return _LABELS.get(self.kind, "connection")
+
+    def __str__(self) -> str:
+        return printable(_sentence(self))[:_MAX_CHARACTERS]
+
+
+_LABELS = {Kind.TIMEOUT: "timeout", **dict.fromkeys((Kind.PROTOCOL, Kind.MALFORMED, Kind.TOO_LARGE), "malformed")}
+_PREFIXES = {
+    Kind.DNS: "DNS: ",
+    Kind.PROXY: "proxy: ",
+    Kind.TCP: "no connection: ",
+    Kind.TLS: "TLS: ",
+    Kind.PROTOCOL: "protocol error: ",
+}
+# Source: RFC 6455, 7.4.1.
+_CLOSE_CODES = {
+    1000: "normal",
+    1001: "going away",
+    1005: "no code given",
+    1008: "policy violation",
+    1011: "server error",
+}
+# Source: https://developers.binance.com/docs/derivatives/usds-margined-futures/general-info (November 2026).
+_HTTP_STATUSES = {
+    403: "the firewall of Binance refuses this IP",
+    418: "Binance has banned this IP for asking too often",
+    429: "Binance says too many requests",
+    451: "Binance does not serve this country",
+}
+
+
+def _sentence(cause: Cause) -> str:
+    if cause.kind is Kind.REFUSED:
+        meaning = "Binance server error" if cause.code >= 500 else "unexpected answer"
+        return f"{_HTTP_STATUSES.get(cause.code, meaning)} (HTTP {cause.code})"
+    if cause.kind is Kind.CLOSED:
+        reason = cause.detail or _CLOSE_CODES.get(cause.code, "unknown")
+        return f"closed by the exchange with code {cause.code} ({reason})"
+    return _PREFIXES.get(cause.kind, "") + cause.detail
+
+
+_TIMED_OUT = "no answer in time"
+NO_ANSWER_IN_TIME = Cause(Kind.TIMEOUT, _TIMED_OUT)
+NO_NAME_IN_TIME = Cause(Kind.DNS, f"no answer of the name server within {LOOKUP_LIMIT_S:g} s")
+
+# The first kind counts of which the error, or one inside it, has a type.
+_TYPES: tuple[tuple[Kind, tuple[type[BaseException], ...]], ...] = (
+    (
+        Kind.PROXY,
+        (
+            BadProxy,
+            requests.exceptions.ProxyError,
+            requests.exceptions.InvalidProxyURL,
+            requests.exceptions.InvalidSchema,  # a SOCKS proxy: the scheme of the address was checked at the start
+            websocket.WebSocketProxyException,
+        ),
+    ),
+    (Kind.DNS, (socket.gaierror, urllib3.exceptions.LocationParseError, websocket.WebSocketAddressException)),
+    (Kind.TCP, (urllib3.exceptions.ConnectTimeoutError,)),  # refused connections too
+    (Kind.TIMEOUT, (TimeoutError, urllib3.exceptions.ReadTimeoutError, websocket.WebSocketTimeoutException)),
+    (Kind.TLS, (ssl.SSLError,)),
+    (Kind.PROTOCOL, (urllib3.exceptions.InvalidChunkLength, websocket.WebSocketPayloadException)),
+    (Kind.LOST, (ConnectionError, http.client.IncompleteRead, websocket.WebSocketConnectionClosedException)),
+)
+
+
+def from_error(error: Exception, *, via_proxy: bool) -> Cause:
+    """Classify an error of either library. `via_proxy`: the first host on the way is a proxy."""
+    chain = list(_chain(error))
+    kind = next((kind for kind, types in _TYPES if any(isinstance(one, types) for one in chain)), Kind.PROTOCOL)
+    if type(error) is UnicodeError:  # what Python raises for a host name that cannot be one
+        kind = Kind.DNS
+    elif hasattr(error, "remote_ip"):  # websocket-client marks an error of connecting with the address that it tried
+        kind = Kind.TCP
+    elif kind is Kind.PROTOCOL and type(error) is OSError:
+        kind = Kind.LOST
+    if via_proxy and kind in (Kind.DNS, Kind.TCP):
+        kind = Kind.PROXY
+    return NO_ANSWER_IN_TIME if kind is Kind.TIMEOUT else Cause(kind, _detail(chain[-1]))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and the errors inside it: the libraries wrap the error of the system several times."""
+    found = [error]
+    for outer in found:  # grows meanwhile
+        yield outer
+        inner = [*outer.args, getattr(outer, "reason", None), outer.__cause__]
+        found += [one for one in inner if isinstance(one, BaseException) and one not in found]
+
+
+def _detail(error: BaseException) -> str:
+    """Return the text of the innermost error, which is that of the system."""
+    if isinstance(error, TimeoutError):
+        return _TIMED_OUT
+    if isinstance(error, ssl.SSLError):
+        return getattr(error, "verify_message", "") or error.reason or str(error)
+    if isinstance(error, websocket.WebSocketConnectionClosedException):
+        return "connection ended without close frame (1006)"
+    if isinstance(error, (http.client.IncompleteRead, http.client.RemoteDisconnected)):
+        return "connection ended before the whole answer"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split()) or type(error).__name__
