@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from binance_funding.server.page import CONTENT, HEADERS, plain_table
+from binance_funding.settings import Settings
 from tests.support.samples import record
 
 
@@ -52,3 +53,8 @@ def test_the_table_needs_no_other_policy() -> None:
     assert not re.search(b"<script|<style|style=| on[a-z]+=", table)
     assert CONTENT.count(b"<script>") == CONTENT.count(b"<style>") == 1
     assert "'unsafe" not in dict(HEADERS)["Content-Security-Policy"]
+
+
+def test_until_the_report_has_come_data_is_stale_at_the_default_limit() -> None:
+    """The page takes the limit of the server from the report. Its default is that of STALE_SECONDS."""
+    assert b"let staleS = %a;" % int(Settings().stale_seconds) in CONTENT
