@@ -36,6 +36,17 @@ def test_the_highest_and_lowest_rates_are_a_table(page: Browser, folder: Path, s
     assert len(page.driver.find_elements("css selector", "noscript tr")) == 42
 
 
+def test_it_fits_a_narrow_screen(page: Browser, folder: Path, server: Server) -> None:
+    """With its heading, and without sideways scrolling, however long a symbol is."""
+    page.resize(360, 740)
+    write(folder, {**market(), "1000000MOGUSDT": aged(0.5, fundingIntervalAssumed=True)})
+    page.driver.get(f"http://127.0.0.1:{server.port}/")
+    assert text(page).startswith("Binance USD-M funding rates\nAs of")
+    width: int = page.run("return document.documentElement.scrollWidth")
+    page.resize(1500, 1400)
+    assert width == 360
+
+
 def test_it_is_renewed(page: Browser, folder: Path, server: Server) -> None:
     """With what the file holds now; the table of a market without fresh data is empty, and says so."""
     write(folder, {"NEWUSDT": aged(0.5)})
