@@ -22,8 +22,8 @@ from binance_funding import __version__, service
 from binance_funding.clock import Clock
 from binance_funding.log import EventLogger
 from binance_funding.server.api import Api
-from binance_funding.server.http.listener import listen, raise_file_limit
 from binance_funding.server.http.server import HttpServer
+from binance_funding.server.listener import listen, raise_file_limit
 from binance_funding.server.state_reader import StateReader
 from binance_funding.settings import SERVER
 

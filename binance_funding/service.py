@@ -196,16 +196,22 @@ class Threads:
         self._lock = threading.Lock()  # guards _threads: connections start threads while others are joined
         self._threads: list[threading.Thread] = []
 
-    def start(self, name: str, work: Callable[[], None]) -> None:
-        """Start a named thread. It does not keep the process alive: a blocked one must not delay the end."""
+    def start(self, name: str, work: Callable[[], None], *, is_needed: bool = True) -> bool:
+        """Start a named thread, which does not keep the process alive. Return whether it was started.
+
+        If this host allows no more threads, the program is to stop, unless the thread is not needed.
+        """
         thread = threading.Thread(target=self.guard, args=(name, work), name=name, daemon=True)
         try:
             with self._lock:
                 thread.start()
                 self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
         except RuntimeError as error:  # the limit of tasks, or no memory for its stack
-            _log.log(logging.CRITICAL, "thread not started", thread=name, cause=error, next="the program ends")
-            self._end(name, EX_OSERR)
+            if is_needed:
+                _log.log(logging.CRITICAL, "thread not started", thread=name, cause=error, next="the program ends")
+                self._end(name, EX_OSERR)
+            return False
+        return True
 
     def guard(self, name: str, work: Callable[[], None]) -> None:
         """Do a thread's work, in that thread; log what it dies of."""

@@ -126,7 +126,8 @@ def _run(hint: _Hint, signals: list[int], *, demo: bool) -> int:
 
         if demo:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
-            os.environ.update(PYTHONPATH=str(_ROOT), STATE_FILE=f"{folder}/funding_state.json")
+            # A proxy of this host does not reach the simulated exchange. Of no_proxy and NO_PROXY the first is read.
+            os.environ.update(no_proxy="127.0.0.1", PYTHONPATH=str(_ROOT), STATE_FILE=f"{folder}/funding_state.json")
             if not _point_to(start(["-m", "tests.exchange"], subprocess.PIPE)):
                 return EX_UNAVAILABLE
         start([str(_ROOT / "binance_funding_ws_daemon.py")])

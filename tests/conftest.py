@@ -11,6 +11,9 @@ from hypothesis import settings
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=100, database=None)
 settings.load_profile("repeatable")
 
+# A proxy that this machine's environment names does not reach the simulated exchange.
+os.environ["no_proxy"] = "127.0.0.1,localhost"
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print each reason for which tests were skipped, and how many.

@@ -22,8 +22,8 @@ from .market.freshness import Freshness, FreshnessWatch
 from .market.thresholds import LARGEST_WALL_OFFSET_S
 from .output.publisher import Annotations, Publisher
 from .output.restore import restore
-from .source.certificates import check_certificates
 from .source.connection import Connection
+from .source.libraries import check_certificates
 from .source.pool import StreamPool
 from .source.rest_client import RestClient
 from .source.rest_poller import RestPoller

@@ -63,12 +63,12 @@ def _of_file(content: Content) -> _Families:
 
 def _of_server(meter: Meter, usage: Mapping[str, float | None]) -> _Families:
     yield _PREFIX + "info", "version of the HTTP server", [(_label("version", __version__), 1)]
-    tallies = sorted(meter.tallies.items())
-    counts = [(f'{{route="{route}",status="{status}"}}', tally.requests) for (route, status), tally in tallies]
+    requests = sorted(meter.requests.items())
+    counts = [(f'{{route="{route}",status="{status}"}}', count) for (route, status), count in requests]
     yield _PREFIX + "http_requests_total", "requests answered, refused ones too", counts
     bounds = zip([*BUCKETS_S, "+Inf"], accumulate(meter.buckets), strict=True)
     buckets = [(f'_bucket{{le="{bound}"}}', count) for bound, count in bounds]
-    meaning = "time from noticing a request to the end of the event loop turn that answers it, waiting included"
+    meaning = "duration of the event loop turn in which a request was answered; waiting for this turn is not included"
     yield _DURATION, meaning, [*buckets, ("_sum", round(meter.seconds, 6)), ("_count", sum(meter.buckets))]
     yield _PREFIX + "http_connections", "open connections, of at most API_MAX_CONNECTIONS", [("", meter.connections())]
     yield _PREFIX + "http_subscribers", "connections that follow /funding/stream", [("", meter.subscribers())]

@@ -106,7 +106,7 @@ def test_a_connection_that_is_closed_fails_at_the_mark_prices(exchange: Exchange
         exchange.wait_for_live()
         exchange.close(1008, "not\nyou")
         report = check.report()
-    assert "closed by the exchange with code 1008 (not?you)" in report.failure
+    assert "closed by the exchange with code 1008 (not\\nyou)" in report.failure
 
 
 def test_a_stream_that_lags_fails(exchange: Exchange, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_clock_that_is_9_s_off_fails(tmp_path: Path) -> None:
     """It is not taken for a lag."""
     with small_exchange(clock_offset_s=9) as exchange:
         report = check_host(exchange, tmp_path)
-    assert report.failure.startswith("FAIL clock: this host's clock is 9.0")
+    assert report.failure.startswith(("FAIL clock: this host's clock is 9.", "FAIL clock: this host's clock is 8.9"))
     assert " behind Binance's; " in report.failure
     assert "timedatectl set-ntp true" in report.failure
     assert report.of("lag")[0].startswith("ok ")

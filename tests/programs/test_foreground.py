@@ -18,6 +18,8 @@ import pytest
 from tests.support.programs import ROOT, free_port
 from tests.support.waiting import PATIENCE_S, eventually
 
+DEAD_PROXY = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+"""A proxy of this host. The demo needs none."""
 COMMAND = [sys.executable, str(ROOT / "packaging" / "foreground.py")]
 
 
@@ -106,7 +108,7 @@ def _alive(marker: str) -> list[int]:
 def test_demo_answers_and_leaves_nothing_behind(tmp_path: Path, signals: list[signal.Signals]) -> None:
     """It prints how to ask as soon as there is data. All three programs end with it."""
     marker, port = f"DEMO_TEST={tmp_path}", free_port()
-    with foreground(tmp_path, "--demo", API_PORT=port, DEMO_TEST=tmp_path) as demo:
+    with foreground(tmp_path, "--demo", API_PORT=port, DEMO_TEST=tmp_path, **DEAD_PROXY) as demo:
         address = hint(demo)
         assert address == f"http://127.0.0.1:{port}/funding/BTCUSDT"
         assert ask(address) == 200

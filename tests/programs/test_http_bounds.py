@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from binance_funding.server.http.limits import Limits
 from binance_funding.server.http.message import Request, Response
+from binance_funding.server.http.server import Limits
 from tests.support.clock import SimulatedClock
 from tests.support.http_client import GET, HALF_A_REQUEST, Client, assert_gone, assert_refused, by_path, echo, running
 from tests.support.waiting import PATIENCE_S, eventually
@@ -160,6 +160,36 @@ def test_a_refused_client_is_not_read_for_ever() -> None:
         assert_gone(client)
 
 
+def flood(client: Client) -> None:
+    """Send without a pause, for a limited time."""
+    end_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end_s:
+        client.send(b"\0" * 1000)
+
+
+def test_a_client_that_never_stops_sending_delays_nobody_else() -> None:
+    """A refused client is closed after closing_s, and another subscriber still gets its events."""
+
+    def handler(_: Request) -> Response:
+        return Response(200, b"", events=itertools.repeat([b"."]))
+
+    limits = Limits(closing_s=0.2)
+    with running(handler, limits=limits) as server, Client(server.address) as chatty, Client(server.address) as other:
+        for client in (chatty, other):
+            client.send(GET)
+            client.received += client.sock.recv(1000)
+
+        def other_gets_events() -> bool:
+            chatty.send(b"a" * 100)
+            chatty.sock.recv(1000)
+            other.received += other.sock.recv(1000)
+            return other.received.count(b"1\r\n.\r\n") > 20
+
+        eventually(other_gets_events, "twenty events have come")
+        with Client(server.address) as refused, pytest.raises(ConnectionError):
+            flood(refused)
+
+
 def test_closing_connections_are_bounded() -> None:
     """Where too many clients do not close, the one refused first is closed for good."""
     limits = Limits(closing_connections=2, closing_s=FOREVER_S)
@@ -173,19 +203,20 @@ def test_closing_connections_are_bounded() -> None:
                 client.send(b"a")
 
 
-def test_when_full_the_connection_idle_longest_gives_way() -> None:
-    """Idle since its last answer, not since it came; half a request does not give way while one is idle."""
+def test_when_full_the_connection_that_has_waited_longest_gives_way() -> None:
+    """Since its last answer, or since the first byte of its request."""
     with running(echo, max_connections=4) as server, contextlib.ExitStack() as stack:
         half, first, second, third = (stack.enter_context(Client(server.address)) for _ in range(4))
+        half.get()
         half.send(HALF_A_REQUEST)
         for client in (first, second, third, first):
             assert client.get().status == 200
-        fourth = stack.enter_context(Client(server.address))
-        assert fourth.get().status == 200
-        assert second.rest() == b""
-        half.send(b"Host: x\r\n\r\n")
-        assert half.reply().status == 200
-        for client in (first, third, fourth):
+        newcomers = []
+        for displaced in (half, second):
+            newcomers.append(stack.enter_context(Client(server.address)))
+            assert newcomers[-1].get().status == 200
+            assert displaced.rest() == b""
+        for client in (first, third, *newcomers):
             assert client.get().status == 200
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import h11
 import pytest
 
-from binance_funding.server.http.limits import Limits
-from binance_funding.server.http.listener import listen, raise_file_limit
-from binance_funding.server.http.server import HttpServer
+from binance_funding.server.http.server import HttpServer, Limits
+from binance_funding.server.listener import listen, raise_file_limit
 from tests.support.http_client import GET, HALF_A_REQUEST, HUGE, Client, by_path, echo, running
 from tests.support.http_program import http_program, usage
 from tests.support.programs import Server
@@ -271,7 +270,7 @@ def test_raise_file_limit_makes_room_up_to_the_hard_limit() -> None:
     """It tells how many connections fit, and leaves a limit alone that is high enough."""
     script = (
         "import resource\n"
-        "from binance_funding.server.http.listener import SPARE_FILES, raise_file_limit\n"
+        "from binance_funding.server.listener import SPARE_FILES, raise_file_limit\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (300, 1000))\n"
         "print(raise_file_limit(50), resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
         "print(raise_file_limit(500), resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FILES)\n"

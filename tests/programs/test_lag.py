@@ -9,7 +9,7 @@ import pytest
 
 from tests.exchange import ALL, FUTURE, Exchange, Market
 from tests.exchange.throttle import ThrottlingProxy
-from tests.support.bad_days import TICK_S, logs_calmly, small_exchange
+from tests.support.bad_days import logs_calmly, small_exchange
 from tests.support.programs import Daemon, Server
 from tests.support.sampling import Answer, Sampler, answer, oldest_age_s
 from tests.support.waiting import eventually
@@ -20,8 +20,6 @@ STALE_S = 20.0
 SYMBOL = "BTCUSDT"
 _SETTINGS = {"SILENCE_SECONDS": SILENCE_S, "REST_FALLBACK_SECONDS": FALLBACK_S, "STALE_SECONDS": STALE_S}
 _TRUE_TO_S = 1.0
-# How late a busy machine may be with a tick, and with taking a sample.
-_SLACK_S = 1.5
 
 
 class Host:
@@ -75,17 +73,16 @@ def oldest_served_s(answers: list[Answer]) -> float:
     return max(one.true_age_s for one in answers if one.status == 200)
 
 
-@pytest.mark.parametrize("growing_s_per_s", [0.5, 0.9])
-def test_lag_that_grows_is_made_good_by_rest(tmp_path: Path, growing_s_per_s: float) -> None:
+def test_lag_that_grows_is_made_good_by_rest(tmp_path: Path) -> None:
     """Nothing older than SILENCE_SECONDS and 4 s is served, every age is true, health and log name the lag."""
     with small_exchange() as exchange, host(exchange, tmp_path) as one:
         with one.sampled() as sampler:
             # What is opened from now on lags from its first message.
-            exchange.lag(FUTURE, behind_s=20.0, growing_s_per_s=growing_s_per_s)
-            exchange.lag(ALL, growing_s_per_s=growing_s_per_s)
+            exchange.lag(FUTURE, behind_s=20.0, growing_s_per_s=0.9)
+            exchange.lag(ALL, growing_s_per_s=0.9)
             one.wait_for_health("degraded", r"\d+ s behind Binance's clock")
             eventually(lambda: one.server.get("/funding/health")[1]["streamLagSeconds"] > 20, "the lag in health")
-            eventually(lambda: len(sampler.samples) > 150, "samples of 15 s")
+            eventually(lambda: len(sampler.samples) > 80, "samples of 8 s")
             assert one.health()[0] == "degraded"
             assert one.daemon.status()["connections"] == 0
             exchange.behave(FUTURE)
@@ -121,21 +118,6 @@ def test_lag_without_rest_is_stale_in_time(tmp_path: Path) -> None:
         assert one.health()[0] == "unhealthy"
 
 
-def test_one_of_two_that_lags_is_replaced_and_costs_nothing(tmp_path: Path) -> None:
-    """It does not count as live; the other one carries the data, no older than a tick."""
-    with small_exchange() as exchange, host(exchange, tmp_path) as one:
-        with one.sampled() as sampler:
-            exchange.lag(0, growing_s_per_s=0.9)
-            one.daemon.wait_for_line("WARNING (lagging|silent)")
-            exchange.wait_for_live(2)
-            one.daemon.wait_for_line("INFO +connected", count=3)
-            one.daemon.wait_for_live()
-        assert oldest_served_s(sampler.samples) <= TICK_S + _SLACK_S
-        assert are_true(sampler.samples)
-        assert not one.lines("fallback on")
-        assert one.daemon.status()["disconnects"] == 1
-
-
 def test_the_good_one_lost_in_the_same_moment_is_no_gap(tmp_path: Path) -> None:
     """REST is asked at once, the lost connection comes back soon, and what lags is not taken for fresh meanwhile."""
     with small_exchange() as exchange, host(exchange, tmp_path) as one:
@@ -163,7 +145,7 @@ def test_symbols_that_lag_an_hour_come_from_rest(tmp_path: Path, lagging: int, f
             one = Host(exchange, daemon, server)
             one.daemon.wait_for_line(f"symbols from REST .*count={lagging} of=300")
             with Sampler(lambda: oldest_age_s(exchange, daemon)) as oldest, one.sampled() as answers:
-                eventually(lambda: len(answers.samples) > 80, "samples of 8 s")
+                eventually(lambda: len(answers.samples) > 40, "samples of 4 s")
             assert max(oldest.samples) <= SILENCE_S + 4.0
             assert are_true(answers.samples)
             assert are_true([answer(exchange, server, symbol) for symbol in symbols])
@@ -173,12 +155,12 @@ def test_symbols_that_lag_an_hour_come_from_rest(tmp_path: Path, lagging: int, f
             logs_calmly(daemon)
 
 
-@pytest.mark.parametrize("offset_s", [9.0, -9.0, 86_400.0, -86_400.0])
+@pytest.mark.parametrize("offset_s", [9.0, -86_400.0])
 def test_wrong_clock_of_this_host_is_no_lag(tmp_path: Path, offset_s: float) -> None:
     """No drop, no age that is not true; the log names NTP once."""
     with small_exchange(clock_offset_s=offset_s) as exchange, host(exchange, tmp_path) as one:
         with one.sampled() as sampler:
-            eventually(lambda: len(sampler.samples) > 60, "samples of 6 s, twice the silence")
+            eventually(lambda: len(sampler.samples) > 40, "samples of 4 s, more than the silence")
         assert {sample.status for sample in sampler.samples} == {200}
         assert are_true(sampler.samples)
         assert one.daemon.status()["disconnects"] == 0
@@ -191,9 +173,7 @@ def test_wrong_clock_of_this_host_is_no_lag(tmp_path: Path, offset_s: float) -> 
     "wrong",
     [
         pytest.param({"rest_time_jump_s": 3600.0}, id="jumping ahead"),
-        pytest.param({"rest_time_jump_s": -3600.0}, id="jumping back"),
         pytest.param({"rest_row_skew_s": 3600.0}, id="rows an hour ahead"),
-        pytest.param({"rest_row_skew_s": -3600.0}, id="rows an hour behind"),
     ],
 )
 def test_wrong_time_of_rest_makes_nothing_stale(tmp_path: Path, wrong: dict[str, float]) -> None:
@@ -201,23 +181,21 @@ def test_wrong_time_of_rest_makes_nothing_stale(tmp_path: Path, wrong: dict[str,
     with small_exchange() as exchange:
         for name, seconds in wrong.items():
             setattr(exchange, name, seconds)
-        for _ in range(2):
-            settings = {**_SETTINGS, "REST_POLL_SECONDS": 1}
-            with Daemon(exchange, tmp_path, **settings) as daemon, Server(tmp_path) as server:
-                daemon.wait_for_live()
-                eventually(
-                    lambda: {one["source"] for one in daemon.records().values()} == {"websocket"}, "the stream's rows"
-                )
-                one = Host(exchange, daemon, server)
-                one.wait_for_health("healthy")
-                with one.sampled() as sampler:
-                    eventually(lambda: len(sampler.samples) > 20, "samples of 2 s")
-                assert {sample.status for sample in sampler.samples} == {200}
-                assert are_true(sampler.samples)
-                assert one.health()[0] == "healthy"
-                assert daemon.status()["disconnects"] == 0
-                assert not one.lines("lagging|silent|clock cause")
-                daemon.terminate()
+        settings = {**_SETTINGS, "REST_POLL_SECONDS": 1}
+        with Daemon(exchange, tmp_path, **settings) as daemon, Server(tmp_path) as server:
+            daemon.wait_for_live()
+            eventually(
+                lambda: {one["source"] for one in daemon.records().values()} == {"websocket"}, "the stream's rows"
+            )
+            one = Host(exchange, daemon, server)
+            one.wait_for_health("healthy")
+            with one.sampled() as sampler:
+                eventually(lambda: len(sampler.samples) > 20, "samples of 2 s")
+            assert {sample.status for sample in sampler.samples} == {200}
+            assert are_true(sampler.samples)
+            assert one.health()[0] == "healthy"
+            assert daemon.status()["disconnects"] == 0
+            assert not one.lines("lagging|silent|clock cause")
 
 
 def test_unknown_time_of_binance_is_said(tmp_path: Path) -> None:

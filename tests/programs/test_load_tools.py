@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from binance_funding.server.http.listener import raise_file_limit
 from binance_funding.server.http.server import HttpServer
+from binance_funding.server.listener import raise_file_limit
 from tests.support.http_client import Client, by_path, running
 from tests.support.rude_clients import rude_crowd
 from tests.support.tools import find

@@ -12,9 +12,9 @@ import trustme
 
 from binance_funding.clock import Clock
 from binance_funding.daemon.context import Context
-from binance_funding.daemon.source.certificates import check_certificates
 from binance_funding.daemon.source.connection import Connection
 from binance_funding.daemon.source.faults import Cause, Kind
+from binance_funding.daemon.source.libraries import check_certificates
 from binance_funding.daemon.source.rest_client import RestClient, RestError
 from binance_funding.settings import SettingsError, load
 from tests.exchange import Exchange, Market

@@ -9,8 +9,8 @@ import pytest
 
 from binance_funding.clock import Clock
 from binance_funding.server.api import Api
-from binance_funding.server.http.limits import Limits
-from binance_funding.server.http.listener import raise_file_limit
+from binance_funding.server.http.server import Limits
+from binance_funding.server.listener import raise_file_limit
 from binance_funding.server.state_reader import StateReader
 from binance_funding.settings import Settings
 from tests.support.crowds import polite_waits

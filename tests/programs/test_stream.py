@@ -1,5 +1,6 @@
 """The stream side in this process, over real sockets to the simulated exchange."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -262,6 +263,28 @@ def test_told_to_wait_no_connection_asks_earlier() -> None:
         attempts_in(stream, time, 10, lambda: len(exchange.attempts))
         assert attempts_in(stream, time, 280, lambda: len(exchange.attempts)) == 0
         assert attempts_in(stream, time, 30, lambda: len(exchange.attempts)) >= 1
+
+
+def test_a_host_that_allows_no_more_threads_is_a_failed_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program goes on, with REST, and connects when threads can be started again."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    time = SimulatedClock()
+    with Exchange(Market(**SMALL), tick_s=0.1) as exchange:
+        stream = Stream(exchange.ws_url, time.clock)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            stream.pool.step()
+            stream.pool.step()
+        assert stream.pool.last_error == "no thread can be started"
+        assert stream.threads.crashed is None
+        time.advance(10)
+        stream.pool.step()
+        exchange.wait_for_live(2)
+        stream.pool.abort()
+        assert stream.threads.join(10.0) == []
 
 
 def test_accept_and_drop_is_not_hammered() -> None:

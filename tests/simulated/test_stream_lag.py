@@ -46,10 +46,10 @@ def test_a_connection_that_falls_behind_is_dropped_with_how_far(caplog: pytest.L
     world.advance(60)
     first = world.lines.all[0]
     first.falls_behind(0.5)
-    world.advance(29)
+    world.advance(28)
     assert first.ending is None
     world.lines.answer = brings_late(20.0)
-    world.advance(4)
+    world.advance(5)
     assert first.ending is not None
     assert len(lines_of(caplog, 'lagging cause="mark prices are 15 s behind Binance\'s clock"')) == 1
     assert world.pool.lost == 1

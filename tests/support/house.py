@@ -40,10 +40,11 @@ class ScriptedThreads(Threads):
     unfinished: list[list[str]]
     """What the next calls of `join` return, none where there are no more."""
 
-    def start(self, name: str, work: Callable[[], None]) -> None:
+    def start(self, name: str, work: Callable[[], None], *, is_needed: bool = True) -> bool:
         """Let a simulated connection plan its life; leave the others alone."""
         if name.startswith("stream-"):
             work()
+        return True
 
     def join(self, within_s: float) -> list[str]:
         """Return who would not have ended."""

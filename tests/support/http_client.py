@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import h11
 
-from binance_funding.server.http.listener import listen
 from binance_funding.server.http.message import Request, Response
 from binance_funding.server.http.server import HttpServer
+from binance_funding.server.listener import listen
 from tests.support.waiting import PATIENCE_S, eventually
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -14,10 +14,9 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from binance_funding.server.http.limits import Limits
-from binance_funding.server.http.listener import listen, raise_file_limit
 from binance_funding.server.http.message import Request, Response
-from binance_funding.server.http.server import HttpServer
+from binance_funding.server.http.server import HttpServer, Limits
+from binance_funding.server.listener import listen, raise_file_limit
 from tests.support.http_client import Client
 from tests.support.waiting import PATIENCE_S
 

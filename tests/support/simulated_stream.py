@@ -101,9 +101,10 @@ class Lines:
         return [line for line in self.all if line.ending is None]
 
 
-def start_at_once(_name: str, target: Callable[[], None]) -> None:
+def start_at_once(_name: str, target: Callable[[], None], *, is_needed: bool = True) -> bool:
     """Stand in for Threads.start where a Line is what runs: it only plans what it is going to do."""
     target()
+    return True
 
 
 class World:

@@ -17,11 +17,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from binance_funding.server.http.connections import Client, IllegalTransition, State
-from binance_funding.server.http.limits import Limits
-from binance_funding.server.http.listener import listen
+from binance_funding.server.http.connections import Client, State
 from binance_funding.server.http.message import Request, Response
-from binance_funding.server.http.server import HttpServer
+from binance_funding.server.http.server import HttpServer, Limits
+from binance_funding.server.listener import listen
 from tests.support.clock import SimulatedClock
 from tests.support.http_client import Reply
 from tests.support.waiting import eventually
@@ -417,14 +416,14 @@ TestConnections.settings = settings(max_examples=EXAMPLES, stateful_step_count=4
 
 def test_an_illegal_change_of_state_raises() -> None:
     """A closed connection stays closed, whatever the server's code does with it."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         server = HttpServer(listener, lambda _: Response(200, b""), max_connections=1)
-        client = server._connections.add(socket.socket(), 0.0, 0)
-        with pytest.raises(IllegalTransition):
+        client = server._connections.accept(listener, 0.0, 0)
+        with pytest.raises(RuntimeError):
             server._connections.enter(client, State.NEW, 0.0)
         server._connections.enter(client, State.CLOSED, 0.0)
         for state in State:
-            with pytest.raises(IllegalTransition):
+            with pytest.raises(RuntimeError):
                 server._connections.enter(client, state, 0.0)
         server.stop()
         server.serve()

@@ -1,110 +1,77 @@
-"""What the HTTP server counts of its own work: the counting itself, and what the responder has counted. No sockets."""
+"""The counters of the HTTP server: the counting itself, and the requests that a server counts."""
 
-from collections.abc import Iterator
+from itertools import repeat
 
 import pytest
 
-from binance_funding.log import EventLogger, LogThrottle
-from binance_funding.server.http.connections import Conversation
-from binance_funding.server.http.limits import Limits
-from binance_funding.server.http.message import Request, Response, error_response
+from binance_funding.server.http.message import Request, Response
 from binance_funding.server.http.meter import BUCKETS_S, OTHER, Meter
-from binance_funding.server.http.responder import Responder
+from tests.support.http_client import Client, running
 
 PRESENT_FROM_THE_START = {(OTHER, 500): 0, (OTHER, 503): 0}
-EVENTS: Iterator[list[bytes]] = iter(())
 
 
-class Desk:
-    """A responder and its meter. Paths of one letter are routes."""
+def handler(request: Request) -> Response:
+    """Answer 200, 404 for /n, events for /e; fail for /f."""
+    if request.path == "/f":
+        raise RuntimeError("a fault")
+    return Response(404 if request.path == "/n" else 200, b"", events=repeat([b"."]) if request.path == "/e" else None)
 
-    def __init__(self) -> None:
-        self.meter = Meter(lambda request: request.path if len(request.path) == 2 else OTHER)
-        self.responder = Responder(
-            self.handler,
-            lambda: 0,
-            max_subscribers=1,
-            limits=Limits(),
-            throttle=LogThrottle(EventLogger("test"), lambda: 0.0),
-            meter=self.meter,
-            steady_s=lambda: 0.0,
-            wall_s=lambda: 0.0,
-        )
-        self.responder.refresh()
 
-    def handler(self, request: Request) -> Response:
-        """Answer 200, 404 for /n, events for /e; fail for /f."""
-        if request.path == "/f":
-            raise RuntimeError("a fault")
-        return Response(404 if request.path == "/n" else 200, b"", events=EVENTS if request.path == "/e" else None)
+def route_of(request: Request) -> str:
+    """Return the path if it has one letter."""
+    return request.path if len(request.path) == 2 else OTHER
 
-    def ask(self, *paths: str, method: str = "GET", headers: str = "") -> Conversation:
-        """Let one client ask for these at once; return it with its answers."""
-        requests = (f"{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n" for path in paths)
-        client = Conversation("".join(requests).encode())
-        self.responder.answer(client)
-        assert client.unanswered == b""
-        return client
 
-    def counted(self) -> dict[tuple[str, int], int]:
-        """Return what was counted since the start."""
-        counts = {key: tally.requests for key, tally in self.meter.tallies.items()}
-        return {key: count for key, count in counts.items() if key not in PRESENT_FROM_THE_START or count}
+def counted(*requests: bytes, max_connections: int = 2) -> dict[tuple[str, int], int]:
+    """Return the counts of a server that was asked this, each item by a client of its own."""
+    meter = Meter(route_of)
+    with running(handler, meter=meter, max_connections=max_connections) as server:
+        for received in requests:
+            with Client(server.address) as client:
+                client.send(received)
+                if received.startswith(b"GET /e "):
+                    client.sock.recv(1000)  # the answer has no end
+                else:
+                    client.rest()
+    assert sum(meter.buckets) == sum(meter.requests.values())
+    return {key: count for key, count in meter.requests.items() if key not in PRESENT_FROM_THE_START or count}
+
+
+def get(*paths: str, method: str = "GET") -> bytes:
+    """Return requests for all paths, the last of which closes the connection."""
+    heads = [f"{method} {path} HTTP/1.1\r\nHost: x\r\n" for path in paths]
+    return ("\r\n".join(heads) + "Connection: close\r\n\r\n").encode()
 
 
 def test_every_answer_is_counted_by_route_and_status() -> None:
-    """Whether it was made or found in the cache, and each of those that were asked for at once."""
-    desk = Desk()
-    desk.ask("/a")
-    desk.ask("/a", "/b", "/n", "/a")
-    desk.ask("/a", method="HEAD")
-    assert desk.counted() == {("/a", 200): 4, ("/b", 200): 1, ("/n", 404): 1}
+    """Cached answers, pipelined requests and methods that are not served are counted too."""
+    others = [get("/a", method=method) for method in ("HEAD", "OPTIONS", "POST")]
+    assert counted(get("/a"), get("/a", "/b", "/n", "/a"), get("/a"), *others) == {
+        ("/a", 200): 5,
+        ("/b", 200): 1,
+        ("/n", 404): 1,
+        ("/a", 204): 1,
+        ("/a", 405): 1,
+    }
 
 
-def test_a_request_from_the_cache_is_counted() -> None:
-    """As the HTTP server looks there first; one that is not there is counted by who answers it."""
-    desk = Desk()
-    head = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
-    assert desk.responder.cached(head) is None
-    assert desk.counted() == {}
-    desk.ask("/a")
-    for _ in range(3):
-        assert desk.responder.cached(head) is not None
-    assert desk.counted() == {("/a", 200): 4}
-
-
-def test_what_no_route_answers_is_other() -> None:
-    """Unknown paths, requests that are none, refusals and faults: never a name that a client made up."""
-    desk = Desk()
-    desk.ask(*(f"/unknown{number}" for number in range(50)))
-    desk.responder.answer(Conversation(b"GET / HTTP/1.1\r\n\r\n"))
-    desk.responder.answer(Conversation(b"NONSENSE\r\n\r\n"))
-    desk.responder.refuse(Conversation(b"GET /a HT"), error_response(408, "late"))
-    desk.ask("/f")
-    assert desk.counted() == {(OTHER, 200): 50, (OTHER, 400): 2, (OTHER, 408): 1, (OTHER, 500): 1}
-
-
-def test_other_methods_are_counted() -> None:
-    """With the route that they name."""
-    desk = Desk()
-    desk.ask("/a", method="OPTIONS")
-    desk.ask("/a", method="POST")
-    assert desk.counted() == {("/a", 204): 1, ("/a", 405): 1}
+def test_requests_that_no_route_answers_are_other() -> None:
+    """A client cannot make up a name: unknown paths, bad requests and faults have the same route."""
+    unknown = get(*(f"/unknown{number}" for number in range(50)))
+    bad = b"GET / HTTP/1.1\r\n\r\n", b"NONSENSE\r\n\r\n"
+    assert counted(unknown, *bad, get("/f")) == {(OTHER, 200): 50, (OTHER, 400): 2, (OTHER, 500): 1}
 
 
 def test_a_subscription_is_counted_once_and_a_refused_one_as_such() -> None:
-    """When it begins; what it is sent later are no requests. HEAD subscribes to nothing."""
-    desk = Desk()
-    assert desk.ask("/e").events is not None
-    assert desk.ask("/e", method="HEAD", headers="Connection: close\r\n").events is None
-    desk.meter.subscribers = lambda: 1
-    assert desk.ask("/e").events is None
-    assert desk.counted() == {("/e", 200): 2, (OTHER, 503): 1}
+    """HEAD subscribes to nothing."""
+    assert counted(get("/e"), get("/e", method="HEAD")) == {("/e", 200): 2}
+    assert counted(get("/e"), max_connections=1) == {(OTHER, 503): 1}
 
 
-def test_what_alerts_wait_for_is_there_from_the_start() -> None:
+def test_series_that_alerts_need_exist_from_the_start() -> None:
     """A series that begins with its first fault has no increase that an alert could see."""
-    assert {key: tally.requests for key, tally in Meter().tallies.items()} == PRESENT_FROM_THE_START
+    assert Meter().requests == PRESENT_FROM_THE_START
 
 
 @pytest.mark.parametrize(

@@ -293,8 +293,6 @@ def test_only_the_first_fault_is_described() -> None:
         ("0.00010000", 0.0001),
         ("-0.00250000", -0.0025),
         ("0", 0),
-        (0.0001, 0.0001),
-        (5, 5),
         ("1e-5", 1e-5),
         ("1E5", 1e5),
         ("+5", 5),
@@ -303,7 +301,7 @@ def test_only_the_first_fault_is_described() -> None:
         ("99999999999999999", 1e17),
     ],
 )
-def test_every_spelling_of_a_finite_number_is_understood(sent: Any, number: float) -> None:
+def test_every_text_of_a_finite_number_is_understood(sent: Any, number: float) -> None:
     """In both formats."""
     assert stream(stream_row(r=sent)).rates[0].funding_rate == number
     assert index(index_row(lastFundingRate=sent)).rates[0].funding_rate == number

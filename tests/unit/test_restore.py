@@ -66,7 +66,7 @@ class StartingDaemon:
         self.freshness.merge([FundingRate(symbol, 0.5, 1.5, 1.5, NEXT_FUNDING_MS, event_ms, "websocket", now_s)])
 
     @staticmethod
-    def _never_spawned(_name: str, _run: Any) -> None:
+    def _never_spawned(*_args: Any, **_options: Any) -> bool:
         raise AssertionError("restoring starts nothing")
 
     @staticmethod

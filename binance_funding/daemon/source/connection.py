@@ -4,7 +4,6 @@ It never pings. Binance pings every 3 min, and the library answers with the ping
 notices that a connection has died; the protocol does not show it. See docs/ping-pong-timeouts.md.
 """
 
-import contextlib
 import socket
 import struct
 import threading
@@ -16,7 +15,7 @@ import websocket
 from ..context import Context
 from . import faults
 from .faults import Cause, Kind
-from .lookup import LOOKUP_LIMIT_S, BadProxy, Lookup
+from .libraries import LOOKUP_LIMIT_S, BadProxy, Lookup, shut_down
 from .refusals import refusal
 
 # Room for a hundred times today's market. A larger message is a fault, and parsing it would take all memory.
@@ -24,6 +23,14 @@ _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _MAX_CONNECTING_S = 10.0
 # A blocked read looks this often whether it should close. The library keeps a half received frame meanwhile.
 _READ_TIMEOUT_S = 0.5
+# Source: RFC 6455, 7.4.1.
+_CLOSE_CODES = {
+    1000: "normal",
+    1001: "going away",
+    1005: "no code given",
+    1008: "policy violation",
+    1011: "server error",
+}
 
 
 class _BoundedWebSocket(websocket.WebSocket):
@@ -45,13 +52,13 @@ class _BoundedWebSocket(websocket.WebSocket):
     def sock(self, sock: socket.socket | None) -> None:
         self._sock = sock
         if sock is not None and self._is_aborted:
-            _shut_down(sock)
+            shut_down(sock)
 
     def abort(self) -> None:
         """End the connection, also one that is being set up. Unlike the library's own method, before it is open too."""
         self._is_aborted = True
         if self.sock is not None:
-            _shut_down(self.sock)
+            shut_down(self.sock)
 
     def _recv(self, bufsize: int) -> bytes:
         if self._is_aborted:
@@ -103,12 +110,12 @@ class Connection:
 
     def run(self) -> None:
         """Connect and read until the end; blocks. Network errors end up in `ending`."""
-        ending = Cause(Kind.ENDED_BY_US, "closed by us")
+        ending = Cause(Kind.LOST, "closed by us")
         try:
             if not self._closing.is_set():
                 self._connect()
                 ending = self._read() or ending
-        except (websocket.WebSocketException, OSError, UnicodeError, BadProxy) as error:
+        except (websocket.WebSocketException, OSError, BadProxy) as error:
             ending = self._explain(error)
         finally:
             self._websocket.shutdown()
@@ -129,15 +136,11 @@ class Connection:
 
     def connecting_s(self, now_s: float) -> float:
         """Return how long it has tried to get mark prices. The time for the name lookup does not count."""
-        if self.lookup is None:
-            return now_s - self.started_s
-        began_s = self.opened_s if self.lookup.ended_s is None else self.lookup.ended_s
-        return 0.0 if began_s is None else now_s - began_s
-
-    def is_name_overdue(self, now_s: float) -> bool:
-        """Whether the name server has taken too long."""
-        is_looking_up = self.lookup is not None and self.lookup.ended_s is None and self.opened_s is None
-        return is_looking_up and now_s - self.started_s > LOOKUP_LIMIT_S
+        since_s = self.started_s
+        if self.lookup is not None:
+            looked_up_s = min(now_s, self.started_s + LOOKUP_LIMIT_S)
+            since_s = looked_up_s if self.lookup.ended_s is None else self.lookup.ended_s
+        return now_s - since_s
 
     def age_s(self, now_s: float) -> float:
         """Return how old its newest mark prices are by Binance's clock; before the first, how long it has tried."""
@@ -155,11 +158,9 @@ class Connection:
         try:
             # A redirect is not followed. It would be an attempt that nobody counts, to an address that nobody chose.
             self._websocket.connect(self.url, timeout=timeout_s, suppress_origin=True, redirect_limit=0)
-        except (websocket.WebSocketException, OSError, UnicodeEncodeError):
+        except (websocket.WebSocketException, OSError):
             raise
         except Exception as error:
-            if type(error) is UnicodeError:  # the host name
-                raise
             # The library parses status line, headers and cookies without checking them, so it may raise anything.
             raise websocket.WebSocketProtocolException(f"the handshake's answer is not HTTP ({error})") from error
         self.opened_s = self.context.clock.steady_s()
@@ -194,16 +195,10 @@ class Connection:
         if isinstance(error, websocket.WebSocketBadStatusException) and error.status_code is not None:
             headers, body = error.resp_headers or {}, error.resp_body or b""
             return refusal(error.status_code, headers, body, self.context.clock.wall_s())
-        return faults.from_error(error, via_proxy=self.lookup is not None and self.lookup.is_of_proxy)
-
-
-def _shut_down(sock: socket.socket) -> None:
-    """End a connection under the thread that reads from it."""
-    with contextlib.suppress(OSError):  # it has ended already
-        # A TLS socket's own method would take the session away from the reading thread.
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        return faults.from_error(error, self.lookup)
 
 
 def _closed_by_peer(data: bytes) -> Cause:
     code = struct.unpack("!H", data[:2])[0] if len(data) >= 2 else 1005
-    return Cause(Kind.CLOSED, data[2:].decode("utf-8", "replace"), code=code)
+    reason = data[2:].decode("utf-8", "replace") or _CLOSE_CODES.get(code, "unknown")
+    return Cause(Kind.LOST, f"closed by the exchange with code {code} ({reason})")

@@ -15,7 +15,7 @@ import urllib3.exceptions
 import websocket
 
 from ...log import printable
-from .lookup import LOOKUP_LIMIT_S, BadProxy
+from .libraries import LOOKUP_LIMIT_S, BadProxy, Lookup
 
 # A cause may quote text from outside. It goes into the log, the state file and systemd's status line.
 _MAX_CHARACTERS = 300
@@ -24,30 +24,26 @@ _MAX_CHARACTERS = 300
 class Kind(enum.Enum):
     """What failed, in the order in which a connection is set up, and then in which it is used."""
 
+    CROWDED = "crowded"
+    """This host has no thread left for another attempt."""
     DNS = "DNS"
     PROXY = "proxy"
-    TCP = "TCP"
+    TCP = "no connection"
     TLS = "TLS"
     REFUSED = "refused"
     """An HTTP answer other than success, to a request or to a handshake."""
     TIMEOUT = "timeout"
     """The peer was reached and did not answer in time."""
     LOST = "lost"
-    """The connection ended or broke."""
-    CLOSED = "closed"
-    """The peer ended the WebSocket connection with a close frame."""
-    PROTOCOL = "protocol"
+    """The connection ended, in whatever way."""
+    PROTOCOL = "protocol error"
     """The answer breaks the rules of HTTP or WebSocket."""
     MALFORMED = "malformed"
     """The answer is valid HTTP, but not what Binance sends."""
-    TOO_LARGE = "too large"
     OLD = "old"
-    """A snapshot whose rows are old: a cache has repeated it, for example."""
-    CROWDED = "crowded"
-    """Too many earlier attempts still hang."""
+    """The rows of a snapshot are old: a cache has repeated it, for example."""
     SILENT = "silent"
     LAGGING = "lagging"
-    ENDED_BY_US = "ended by us"
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Cause:
     detail: str = ""
     """Text of the system, the library or the peer."""
     code: int = 0
-    """The HTTP status, or the code of the close frame."""
+    """The HTTP status of a refusal."""
     wait_s: float = 0.0
     """How long Binance asked not to be called."""
 
@@ -74,33 +70,23 @@ class Cause:
 
     @property
     def label(self) -> str:
-        """The cause as a label of a metric: the HTTP status or one of five words."""
+        """The cause as a label of a metric: the HTTP status or one of four words."""
         if self.kind is Kind.REFUSED:
             return str(self.code)
-        if self.kind is Kind.OLD:
-            return "old"
         return _LABELS.get(self.kind, "connection")
 
     def __str__(self) -> str:
         return printable(_sentence(self))[:_MAX_CHARACTERS]
 
 
-_LABELS = {Kind.TIMEOUT: "timeout", **dict.fromkeys((Kind.PROTOCOL, Kind.MALFORMED, Kind.TOO_LARGE), "malformed")}
-_PREFIXES = {
-    Kind.DNS: "DNS: ",
-    Kind.PROXY: "proxy: ",
-    Kind.TCP: "no connection: ",
-    Kind.TLS: "TLS: ",
-    Kind.PROTOCOL: "protocol error: ",
+_LABELS = {
+    Kind.TIMEOUT: "timeout",
+    Kind.PROTOCOL: "malformed",
+    Kind.MALFORMED: "malformed",
+    Kind.OLD: "old",
 }
-# Source: RFC 6455, 7.4.1.
-_CLOSE_CODES = {
-    1000: "normal",
-    1001: "going away",
-    1005: "no code given",
-    1008: "policy violation",
-    1011: "server error",
-}
+# The sentence begins with the kind if the detail does not tell what failed.
+_NAMED_KINDS = (Kind.DNS, Kind.PROXY, Kind.TCP, Kind.TLS, Kind.PROTOCOL)
 # Source: https://developers.binance.com/docs/derivatives/usds-margined-futures/general-info (November 2026).
 _HTTP_STATUSES = {
     403: "the firewall of Binance refuses this IP",
@@ -114,48 +100,40 @@ def _sentence(cause: Cause) -> str:
     if cause.kind is Kind.REFUSED:
         meaning = "Binance server error" if cause.code >= 500 else "unexpected answer"
         return f"{_HTTP_STATUSES.get(cause.code, meaning)} (HTTP {cause.code})"
-    if cause.kind is Kind.CLOSED:
-        reason = cause.detail or _CLOSE_CODES.get(cause.code, "unknown")
-        return f"closed by the exchange with code {cause.code} ({reason})"
-    return _PREFIXES.get(cause.kind, "") + cause.detail
+    return f"{cause.kind.value}: {cause.detail}" if cause.kind in _NAMED_KINDS else cause.detail
 
 
 _TIMED_OUT = "no answer in time"
 NO_ANSWER_IN_TIME = Cause(Kind.TIMEOUT, _TIMED_OUT)
 NO_NAME_IN_TIME = Cause(Kind.DNS, f"no answer of the name server within {LOOKUP_LIMIT_S:g} s")
 
-# The first kind counts of which the error, or one inside it, has a type.
+NO_THREAD = Cause(Kind.CROWDED, "no thread can be started")
+
+# The kind of an error is the first in this table for which the error, or an error inside it, has one of the types.
 _TYPES: tuple[tuple[Kind, tuple[type[BaseException], ...]], ...] = (
-    (
-        Kind.PROXY,
-        (
-            BadProxy,
-            requests.exceptions.ProxyError,
-            requests.exceptions.InvalidProxyURL,
-            requests.exceptions.InvalidSchema,  # a SOCKS proxy: the scheme of the address was checked at the start
-            websocket.WebSocketProxyException,
-        ),
-    ),
-    (Kind.DNS, (socket.gaierror, urllib3.exceptions.LocationParseError, websocket.WebSocketAddressException)),
+    (Kind.PROXY, (BadProxy, requests.exceptions.ProxyError, requests.exceptions.InvalidProxyURL)),
+    # requests raises InvalidSchema for a SOCKS proxy. The scheme of the address itself was checked at the start.
+    (Kind.PROXY, (requests.exceptions.InvalidSchema, websocket.WebSocketProxyException)),
+    (Kind.PROTOCOL, (UnicodeDecodeError, urllib3.exceptions.InvalidChunkLength, websocket.WebSocketPayloadException)),
+    # Python raises UnicodeError for a host name that cannot be a host name.
+    (Kind.DNS, (socket.gaierror, UnicodeError, urllib3.exceptions.LocationParseError)),
+    (Kind.DNS, (websocket.WebSocketAddressException,)),
     (Kind.TCP, (urllib3.exceptions.ConnectTimeoutError,)),  # refused connections too
     (Kind.TIMEOUT, (TimeoutError, urllib3.exceptions.ReadTimeoutError, websocket.WebSocketTimeoutException)),
     (Kind.TLS, (ssl.SSLError,)),
-    (Kind.PROTOCOL, (urllib3.exceptions.InvalidChunkLength, websocket.WebSocketPayloadException)),
     (Kind.LOST, (ConnectionError, http.client.IncompleteRead, websocket.WebSocketConnectionClosedException)),
 )
 
 
-def from_error(error: Exception, *, via_proxy: bool) -> Cause:
-    """Classify an error of either library. `via_proxy`: the first host on the way is a proxy."""
+def from_error(error: Exception, lookup: Lookup | None) -> Cause:
+    """Classify an error of either library. The lookup tells whether the first host on the way is a proxy."""
     chain = list(_chain(error))
     kind = next((kind for kind, types in _TYPES if any(isinstance(one, types) for one in chain)), Kind.PROTOCOL)
-    if type(error) is UnicodeError:  # what Python raises for a host name that cannot be one
-        kind = Kind.DNS
-    elif hasattr(error, "remote_ip"):  # websocket-client marks an error of connecting with the address that it tried
+    if hasattr(error, "remote_ip"):  # websocket-client marks an error of connecting with the address that it tried
         kind = Kind.TCP
     elif kind is Kind.PROTOCOL and type(error) is OSError:
         kind = Kind.LOST
-    if via_proxy and kind in (Kind.DNS, Kind.TCP):
+    if lookup is not None and lookup.variable and kind in (Kind.DNS, Kind.TCP):
         kind = Kind.PROXY
     return NO_ANSWER_IN_TIME if kind is Kind.TIMEOUT else Cause(kind, _detail(chain[-1]))
 

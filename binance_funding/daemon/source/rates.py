@@ -204,24 +204,12 @@ def _checked(
         raise ValueError("event time")
     if type(next_time_ms) is not int or not 0 < next_time_ms < 1 << 53:
         raise ValueError("next funding time")
-    try:
-        texts = funding_rate + mark_price + index_price
-        is_usual = texts.isascii() and "_" not in texts
-    except (TypeError, AttributeError):  # not three texts
-        is_usual = False
-    convert = float if is_usual else _number
-    rate, mark, index = convert(funding_rate), convert(mark_price), convert(index_price)
+    # float() also accepts digits of other scripts and underscores. A sum of anything but texts has no isascii.
+    texts = funding_rate + mark_price + index_price
+    if not texts.isascii() or "_" in texts:
+        raise ValueError("number")
+    rate, mark, index = float(funding_rate), float(mark_price), float(index_price)
     # False for NaN, too.
     if not (-_LARGEST_NUMBER < rate < _LARGEST_NUMBER and 0 < mark < _LARGEST_NUMBER and 0 < index < _LARGEST_NUMBER):
         raise ValueError(f"one of the numbers {rate}, {mark}, {index}")
     return FundingRate(symbol, rate, mark, index, next_time_ms, event_time_ms, source, received_s)
-
-
-def _number(value: Any) -> float:
-    """Convert a number that may not be a text. Raises TypeError or ValueError for anything else.
-
-    float() also accepts digits of other scripts and underscores.
-    """
-    if type(value) not in (str, int, float) or not str(value).isascii() or "_" in str(value):
-        raise TypeError(f"number {value!r}")
-    return float(value)

@@ -2,84 +2,53 @@
 
 import selectors
 import socket
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum, auto
+from enum import IntEnum, auto
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger
 
 
-class State(Enum):
+class State(IntEnum):  # Enum would do, but its members take ten times as long to look up in a dict
     """What the server waits for."""
 
-    NEW = auto()
-    """For the first bytes of a client."""
-    IDLE = auto()
-    """For the next request of a client that has all its answers."""
-    READING = auto()
-    """For the rest of a request, or for time to read bytes that have come."""
-    WRITING = auto()
-    """For a client to take its answers, or for time to answer its further requests."""
-    SUBSCRIBED = auto()
-    """For new events: the subscriber has taken all others."""
-    PUSHING = auto()
-    """For a subscriber to take events."""
-    CLOSING = auto()
-    """For a client to close its side after its last answer."""
-    CLOSED = auto()
-    """For nothing: the socket is closed."""
-
-    __hash__ = object.__hash__  # members are compared by identity; Enum's own hash takes ten times as long
-
-
-_CLOSED = State.CLOSED  # a look-up in an Enum is slow before Python 3.12
+    NEW = auto()  # the first bytes of a client
+    IDLE = auto()  # the next request of a client that has all its answers
+    READING = auto()  # the rest of a request, or time to read bytes that have come
+    WRITING = auto()  # a client to take its answers, or time to answer its further requests
+    SUBSCRIBED = auto()  # new events for a subscriber that has taken all others
+    PUSHING = auto()  # a subscriber to take events
+    CLOSING = auto()  # a client to close its side after its last answer
+    CLOSED = auto()  # nothing: the socket is closed
 
 
 @dataclass(eq=False, slots=True)
-class Conversation:
-    """The bytes received from a client that are not answered yet, and the bytes that are to be sent to it."""
-
-    unanswered: bytes = b""
-    checked: int = 0
-    """So many of the unanswered bytes are known to be an incomplete head."""
-    unsent: list[bytes | memoryview] = field(default_factory=list)
-    closes: bool = False
-    """True if no further request is answered, and the connection is closed after the unsent bytes."""
-    events: Iterator[list[bytes]] | None = None
-    """The source of further bytes for a subscriber."""
-
-
-@dataclass(eq=False, slots=True, kw_only=True)
-class Client(Conversation):
+class Client:
     """A connection."""
 
     sock: socket.socket
-    since_s: float
-    """When it entered its state."""
-    took_s: float
-    """When the client last took bytes, or connected."""
-    served: int
-    """Number of the turn in which it was served last, or came."""
-    noticed_s: float | None = None
-    """When its socket was found ready although there was no time for it; None if it does not wait."""
+    since_s: float  # when it entered its state
+    took_s: float  # when the client last took bytes, or connected
+    served: int  # number of the turn in which the client was last served, or connected
     state: State = State.NEW
+    unanswered: bytes = b""  # received bytes
+    checked: int = 0  # so many of the unanswered bytes are known to be an incomplete head
+    unsent: list[bytes | memoryview] = field(default_factory=list)
+    closes: bool = False  # no further request is answered, and the connection is closed after the unsent bytes
+    events: Iterator[list[bytes]] | None = None  # the source of further bytes for a subscriber
 
 
 @dataclass(eq=False, slots=True)
 class Rule:
     """A row of the table of states."""
 
-    watched: int
-    """The event of the socket for which the server waits."""
+    watched: int  # the event of the socket for which the server waits; 0 for a closed socket
     on_ready: Callable[[Client], None]
-    limit_s: float
-    """How long a connection may stay in the state."""
+    limit_s: float  # how long a connection may stay in the state
     on_expiry: Callable[[Client], None]
-    next_states: frozenset[State]
-    """The states that may follow. A state that may follow itself begins again, with its time limit."""
-
-
-class IllegalTransition(Exception):
-    """A change of state that the table does not allow: a bug of the server."""
+    next_states: frozenset[State]  # a state that may follow itself begins again, with its time limit
 
 
 class Connections:
@@ -91,10 +60,12 @@ class Connections:
         self._rules = rules
         self._clients: dict[State, OrderedDict[Client, None]] = {state: OrderedDict() for state in State}
 
-    def add(self, sock: socket.socket, now_s: float, served: int) -> Client:
-        """Add a new connection. Raises OSError, and closes the socket, if the host cannot watch another one."""
-        client = Client(sock=sock, since_s=now_s, took_s=now_s, served=served)
+    def accept(self, listener: socket.socket, now_s: float, turn: int) -> Client:
+        """Accept a connection. Raises OSError if no client waits, or if the host has no file or memory left for it."""
+        sock, _ = listener.accept()
+        client = Client(sock, since_s=now_s, took_s=now_s, served=turn)
         try:
+            sock.setblocking(False)
             self._selector.register(sock, self._rules[client.state].watched, client)
         except OSError:
             sock.close()
@@ -103,19 +74,21 @@ class Connections:
         return client
 
     def enter(self, client: Client, state: State, now_s: float) -> None:
-        """Change the state of a connection, or begin the same state again. Raises IllegalTransition."""
-        before, rules = client.state, self._rules
-        if state not in rules[before].next_states:
-            raise IllegalTransition(f"{before.name} to {state.name}")
-        del self._clients[before][client]
+        """Change the state of a connection, or begin the same state again. Raises RuntimeError if no rule allows it."""
+        before, after = self._rules[client.state], self._rules[state]
+        if state not in before.next_states:
+            raise RuntimeError(f"the state may not change from {client.state.name} to {state.name}")
+        del self._clients[client.state][client]
         client.state, client.since_s = state, now_s
-        if state is _CLOSED:
+        if not after.watched:
+            if client.unsent:  # send a reset, so that the kernel does not keep the bytes that it has
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self._selector.unregister(client.sock)
             client.sock.close()
             return
         self._clients[state][client] = None
-        if rules[state].watched != rules[before].watched:
-            self._selector.modify(client.sock, rules[state].watched, client)
+        if after.watched != before.watched:
+            self._selector.modify(client.sock, after.watched, client)
 
     def of(self, *states: State) -> list[Client]:
         """Return the connections in these states, for each state the oldest first."""

@@ -17,11 +17,9 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 METHODS = ("GET", "HEAD", "OPTIONS")
-# These do not include the query, which may name every symbol. 8000 is from RFC 9112 section 3.
-_MAX_REQUEST_LINE_BYTES, _MAX_HEAD_BYTES, _MAX_HEADER_LINES = 8000, 8192, 64
-_MAX_QUERY_BYTES = 16384
+# Line and head are counted without the query, which may name every symbol. 8000 is from RFC 9112 section 3.
+_MAX_REQUEST_LINE_BYTES, _MAX_HEAD_BYTES, _MAX_HEADER_LINES, _MAX_QUERY_BYTES = 8000, 8192, 64, 16384
 _JOIN_BYTES = 16384  # a body up to this size is copied behind its head; a larger body is not copied
-_CONTROL_CHARACTER = "control character, bare CR or bare LF in the request head"
 _HEADER_TOO_LARGE = "request header too large"
 
 # RFC 9110 section 5.6.2: token = 1*tchar
@@ -34,7 +32,7 @@ _BAD_OCTET = re.compile(rb"[^\t\r\n -~\x80-\xFF]|\r(?!\n|\Z)|(?<!\r)\n")
 _HOST_CHAR = r"A-Za-z0-9\-._~%!$&'()*+,;="
 _HOST = re.compile(rf"(?:\[[{_HOST_CHAR}:]+\]|[{_HOST_CHAR}]*)(?::[0-9]*)?")
 # RFC 9112 section 3.2: request-target = origin-form / absolute-form / ... (no userinfo, a host)
-_ORIGIN = rf"(?:(?i:https?)://(?=[^:/?])({_HOST.pattern})|(?=/))"
+_ORIGIN = rf"(?:(?i:https?)://(?=[^:/?]){_HOST.pattern}|(?=/))"
 _ESCAPE = r"%[0-9A-Fa-f]{2}"
 _TARGET = re.compile(rf"{_ORIGIN}(/[^%?#]*(?:{_ESCAPE}[^%?#]*)*)?(?:\?([^%#]*(?:{_ESCAPE}[^%#]*)*))?")
 # RFC 9110 section 8.6: Content-Length = 1*DIGIT
@@ -42,27 +40,21 @@ _CONTENT_LENGTH = re.compile(r"[0-9]{1,20}")
 
 
 class Request(NamedTuple):
-    """A request. The path is percent-decoded, the query is not. Header names are in lower case.
-
-    The values of a repeated header are joined by ", ".
-    """
+    """A request."""
 
     method: str
-    path: str
-    query: str
-    headers: Mapping[str, str]
+    path: str  # percent-decoded
+    query: str  # not decoded
+    headers: Mapping[str, str]  # names in lower case; the values of a repeated header are joined by ", "
 
 
 class Response(NamedTuple):
-    """A final answer. Its status is in http.HTTPStatus, and its body is that of a GET, whatever the method.
-
-    If there are events, the body never ends: whenever the client can take more, the next item of the iterator is sent.
-    """
+    """A final answer. Its status is in http.HTTPStatus, and its body is that of a GET, whatever the method."""
 
     status: int
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
-    events: Iterator[list[bytes]] | None = None
+    events: Iterator[list[bytes]] | None = None  # further parts of a body that never ends
 
 
 def error_response(status: int, message: str, *headers: tuple[str, str]) -> Response:
@@ -86,38 +78,35 @@ def take_head(received: bytes, checked: int) -> tuple[bytes, bytes] | None:
     end = received.find(b"\r\n\r\n", max(start, checked - 3)) + 4
     if end >= 4:
         return received[start:end], received[end:]
-    _check_beginning(received[start:], max(0, checked - start - 1))
+    _parse_beginning(received[start:], max(0, checked - start))
     return None
 
 
-def _check_beginning(beginning: bytes, checked: int) -> None:
-    if _BAD_OCTET.search(beginning, checked):
-        raise BadRequest(400, _CONTROL_CHARACTER)
-    line, line_end, _ = beginning.partition(b"\r\n")
-    _check_size(beginning, line.removesuffix(b"\r"))
-    if line_end and checked <= len(line) + 1:  # the line was not complete before
-        _parse_request_line(line)
-
-
-def _check_size(head: bytes, line: bytes) -> None:
+def _parse_beginning(head: bytes, checked: int) -> tuple[str, str, str]:
+    """Check a head as far as it has come. Return method, target and minor version, "" before its first line ends."""
+    if _BAD_OCTET.search(head, max(0, checked - 1)):
+        raise BadRequest(400, "control character, bare CR or bare LF in the request head")
+    line, line_end, _ = head.partition(b"\r")
     query_bytes = len(line.partition(b"?")[2].partition(b" ")[0])
     if len(line) - query_bytes > _MAX_REQUEST_LINE_BYTES or query_bytes > _MAX_QUERY_BYTES:
         raise BadRequest(414, "request line too long")
     if len(head) - query_bytes > _MAX_HEAD_BYTES:
         raise BadRequest(431, _HEADER_TOO_LARGE)
+    if not line_end or checked > len(line) or head == b"\r":  # incomplete, parsed before, or an empty line
+        return "", "", ""
+    match = _REQUEST_LINE.fullmatch(line.decode("latin-1"))
+    if match is None:
+        raise BadRequest(400, "malformed request line")
+    method, target, major_version, minor_version = match.groups()
+    if major_version != "1":
+        raise BadRequest(505, "only HTTP/1.1 and HTTP/1.0 are served")
+    return method, target, minor_version
 
 
 def parse_head(head: bytes) -> tuple[Request, str]:
-    """Parse a complete head; return the request and the Connection header of its answer, "" for none.
-
-    The target of a method that is not served is not decoded. Raises BadRequest.
-    """
-    if _BAD_OCTET.search(head):
-        raise BadRequest(400, _CONTROL_CHARACTER)
-    line, _, rest = head.partition(b"\r\n")
-    _check_size(head, line)
-    method, target, minor_version = _parse_request_line(line)
-    lines = rest.decode("latin-1").split("\r\n")[:-2]
+    """Parse a complete head; return the request and the Connection header of its answer, or "". Raises BadRequest."""
+    method, target, minor_version = _parse_beginning(head, 0)
+    lines = head.decode("latin-1").split("\r\n")[1:-2]
     if len(lines) > _MAX_HEADER_LINES:
         raise BadRequest(431, _HEADER_TOO_LARGE)
     headers = _parse_header_lines(lines, minor_version)
@@ -126,17 +115,7 @@ def parse_head(head: bytes) -> tuple[Request, str]:
         return Request(method, target, "", headers), "close" if has_body else connection
     if has_body:
         raise BadRequest(413, "request bodies are not accepted")
-    return Request(method, *_parse_target(target, method, headers), headers), connection
-
-
-def _parse_request_line(line: bytes) -> tuple[str, str, str]:
-    match = _REQUEST_LINE.fullmatch(line.decode("latin-1"))
-    if match is None:
-        raise BadRequest(400, "malformed request line")
-    method, target, major_version, minor_version = match.groups()
-    if major_version != "1":
-        raise BadRequest(505, "only HTTP/1.1 and HTTP/1.0 are served")
-    return method, target, minor_version
+    return Request(method, *_parse_target(target, method), headers), connection
 
 
 def _parse_header_lines(lines: list[str], minor_version: str) -> dict[str, str]:
@@ -169,15 +148,13 @@ def _announces_body(headers: Mapping[str, str], minor_version: str) -> bool:
     return coding is not None or int(length or 0) > 0
 
 
-def _parse_target(target: str, method: str, headers: dict[str, str]) -> tuple[str, str]:
+def _parse_target(target: str, method: str) -> tuple[str, str]:
     if target == "*" and method == "OPTIONS":
         return "*", ""
     match = _TARGET.fullmatch(target)
     if match is None:
         raise BadRequest(400, "malformed request target")
-    host, path, query = match.groups()
-    if host is not None:
-        headers["host"] = host  # it replaces the header (RFC 9112 section 3.2.2)
+    path, query = match.groups()
     try:
         return unquote_to_bytes(path or "/").decode(), query or ""
     except UnicodeDecodeError:
@@ -187,8 +164,7 @@ def _parse_target(target: str, method: str, headers: dict[str, str]) -> tuple[st
 def encode(response: Response, connection: str, date: str, *, head_only: bool) -> tuple[bytes, ...]:
     """Make the bytes of a response, in one buffer or two. `connection` is the value that parse_head returned.
 
-    Adds Date, Content-Length, Connection and the Access-Control headers. Leaves the body out with head_only, and if the
-    status forbids a body. Raises ValueError if a header contains a control character.
+    Leaves the body out with head_only, and if the status forbids a body. Raises ValueError for an impossible header.
     """
     status, body, headers, events = response
     bodiless = status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)

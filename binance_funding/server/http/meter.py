@@ -2,7 +2,6 @@
 
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from .message import Request
 
@@ -12,48 +11,29 @@ BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.
 """Upper bounds of the histogram of durations."""
 
 
-@dataclass(eq=False, slots=True)
-class Tally:
-    """How many requests of one route were answered with one status."""
-
-    requests: int = 0
-
-
 class Meter:
-    """Counts requests by route and status, and measures how long they took.
-
-    A duration begins when the server notices that bytes have come, and ends with the turn of the loop that answers the
-    request. It includes waiting for other clients; it does not include the time a slow client takes to send or read.
-    Requests that did not wait count as long as their turn, so that a request costs no look at the clock.
-    """
+    """Counts requests by route and status. All requests answered in one turn of the loop get the turn's duration."""
 
     def __init__(self, route_of: Callable[[Request], str] = lambda _: OTHER) -> None:
         """Let `route_of` name the route of a request. There must be few names: each is a time series for ever."""
         self.route_of = route_of
+        # Return the number of open connections, and of subscribers among them. The server sets both.
         self.connections: Callable[[], int] = lambda: 0
-        """Set by the server; returns the number of open connections."""
         self.subscribers: Callable[[], int] = lambda: 0
-        """Set by the server; returns the number of subscribers."""
-        self.buckets = [0] * (len(BUCKETS_S) + 1)
-        """Number of durations by bucket; the last bucket is for durations above all bounds."""
-        self.seconds = 0.0
-        """Sum of all durations."""
-        # An alert notices only the increase of a series that exists, so these two exist from the start.
-        self.tallies = {(OTHER, 500): Tally(), (OTHER, 503): Tally()}
-        """By route and status."""
-        self.unmeasured = 0
-        """Requests counted since the last duration."""
+        # By route and status. An alert notices only the increase of a series that exists, so two exist from the start.
+        self.requests = {(OTHER, 500): 0, (OTHER, 503): 0}
+        self.buckets = [0] * (len(BUCKETS_S) + 1)  # number of durations; the last bucket is for those above all bounds
+        self.seconds = 0.0  # sum of all durations
+        self._unmeasured = 0  # requests counted since the last duration
 
-    def count(self, route: str, status: int) -> Tally:
-        """Count a request; return its tally, so that later requests with the same answer can be counted there."""
-        tally = self.tallies.setdefault((route, status), Tally())
-        tally.requests += 1
-        self.unmeasured += 1
-        return tally
+    def count(self, route: str, status: int) -> None:
+        """Count a request."""
+        self.requests[route, status] = self.requests.get((route, status), 0) + 1
+        self._unmeasured += 1
 
     def measure(self, lasted_s: float) -> None:
-        """Give all requests that were counted since the last call this duration."""
-        if self.unmeasured:
-            self.buckets[bisect_left(BUCKETS_S, lasted_s)] += self.unmeasured
-            self.seconds += lasted_s * self.unmeasured
-            self.unmeasured = 0
+        """Give this duration to all requests that were counted since the last call."""
+        if self._unmeasured:
+            self.buckets[bisect_left(BUCKETS_S, lasted_s)] += self._unmeasured
+            self.seconds += lasted_s * self._unmeasured
+            self._unmeasured = 0

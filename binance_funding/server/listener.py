@@ -1,14 +1,12 @@
-"""The HTTP server's needs from its host: a listening socket, and open files for its connections."""
+"""Where the HTTP server listens, and the open files that its connections need."""
 
-import errno
 import resource
 import socket
 
-from ...service import store_socket, take_stored_socket
-from .limits import Limits
+from ..service import store_socket, take_stored_socket
+from .http.server import Limits
 
 _BACKLOG = 1024
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 SPARE_FILES = Limits.closing_connections + 64
 """Number of open files beside the connections that are served."""
 
@@ -16,21 +14,19 @@ SPARE_FILES = Limits.closing_connections + 64
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens at this address. Host "::" includes IPv4; port 0 is any free port.
 
-    If a host name has IPv4 and IPv6 addresses, the socket listens at an IPv4 address: clients that try IPv6 first fall
-    back to IPv4, but a client without IPv6 never reaches "::1". Under systemd the socket outlives this process, and
-    clients that connect between two processes wait in its backlog.
+    Under systemd the socket outlives this process, and clients that connect between two processes wait in its backlog.
     Raises OSError if the host is unknown or the address cannot be used.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # If the host has both kinds of addresses, IPv4 serves everybody: clients that try IPv6 first fall back to IPv4.
     family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
     stored = take_stored_socket()
     if stored is not None:
-        # A previous process may have shut it down and ended before it could store another socket.
-        stored.listen(_BACKLOG)
+        stored.listen(_BACKLOG)  # the previous process may have shut it down (see below) and ended then
         if (stored.family, stored.getsockname()) == (family, address):
             return stored
-        # API_HOST or API_PORT has changed. shutdown() frees the port at once; close() would not, because systemd holds
-        # a duplicate.
+        # API_HOST or API_PORT has changed. shutdown() frees the old port at once. close() alone would not, because
+        # systemd holds a duplicate of the socket.
         stored.shutdown(socket.SHUT_RDWR)
         stored.close()
     dual_stack = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
@@ -38,24 +34,6 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
     store_socket(listener)
     return listener
-
-
-def accept(listener: socket.socket) -> socket.socket | None:
-    """Return the next connection, non-blocking, or None if no client waits.
-
-    Raises OSError if this process or the host has no file or memory left for it.
-    """
-    while True:
-        try:
-            connection, _ = listener.accept()
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            if error.errno in _EXHAUSTED:
-                raise
-            continue  # the client hung up while it waited: man accept(2), "Error handling"
-        connection.setblocking(False)
-        return connection
 
 
 def raise_file_limit(max_connections: int) -> int:
