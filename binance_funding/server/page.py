@@ -62,7 +62,7 @@ def plain_table(fresh: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def _table(caption: str, records: list[Mapping[str, Any]]) -> str:
-    heads = ("Symbol", "Funding rate", "Interval", "Annualized", "Next funding, UTC", "Mark price")
+    heads = ("Symbol", "Rate", "Interval", "Annualized", "Next, UTC", "Mark price")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     return f"<table><caption>{caption}</caption><tr>{head}</tr>{''.join(map(_row, records))}</table>"
 

@@ -13,19 +13,12 @@ HISTORY = settlements(8)
 ROWS = HISTORY["data"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the state file and the history."""
-    folder = tmp_path_factory.mktemp("host")
-    incomplete = settlements(4, 10, complete=False)
-    write_history(folder, {"BTCUSDT": HISTORY, "ETHUSDT": incomplete, "NEWUSDT": {**HISTORY, "data": []}})
-    return folder
-
-
 @pytest.fixture
 def page(browser: Browser, folder: Path, server: Server) -> Browser:
     """The page over a market of now, with the row of BTCUSDT open and its chart drawn."""
     write(folder, {**market(), "NEWUSDT": aged(1)})
+    incomplete = settlements(4, 10, complete=False)
+    write_history(folder, {"BTCUSDT": HISTORY, "ETHUSDT": incomplete, "NEWUSDT": {**HISTORY, "data": []}})
     browser.open(server, chosen="#open=BTCUSDT")
     browser.wait("records.size && past.rows.length > 200 && readout.checkVisibility()", "the chart")
     return browser
@@ -144,6 +137,18 @@ def test_an_incomplete_history_is_said_and_has_no_sum(page: Browser) -> None:
     page.wait("document.getElementById('history-note').textContent.startsWith('Incomplete')", "the note")
     assert "running sum" not in page.text("#readout")
     assert page.run("return document.querySelector('#chart .sum')") is None
+
+
+def test_an_incomplete_history_is_asked_for_again(page: Browser, folder: Path) -> None:
+    """While the daemon fills it. The settlement that was chosen stays chosen."""
+    page.run("openRow('ETHUSDT')")
+    page.wait("document.getElementById('history-note').textContent.startsWith('Incomplete')", "the note")
+    page.run("pointAt(7)")
+    chosen = page.text("#readout").partition(" \N{MIDDLE DOT} ")[0]
+    write_history(folder, {"ETHUSDT": settlements(4, 20)})
+    page.run("reportedAt = -1e9")
+    page.wait("document.getElementById('history-note').textContent.includes(' settlements')", "the whole history")
+    assert page.text("#readout").startswith(chosen)
 
 
 @pytest.mark.parametrize(
