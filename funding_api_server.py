@@ -18,7 +18,7 @@ import math
 import os
 import sys
 
-from binance_funding import __version__, service
+from binance_funding import __version__, program, systemd
 from binance_funding.clock import Clock
 from binance_funding.log import EventLogger
 from binance_funding.server.api import Api
@@ -32,16 +32,16 @@ _log = EventLogger("binance_funding.server")
 
 def main() -> int:
     """Run the server until SIGTERM, SIGINT or SIGHUP; return its exit status."""
-    settings = service.start_program(SERVER, "Serve the newest Binance USD-M funding rates over HTTP.")
-    threads, host, port = service.Threads(), settings.api_host, settings.api_port
-    service.on_signals(threads.stop_request.make)
+    settings = program.start_program(SERVER, "Serve the newest Binance USD-M funding rates over HTTP.")
+    threads, host, port = program.Threads(), settings.api_host, settings.api_port
+    program.on_signals(threads.stop_request.make)
 
     def explain(error: OSError) -> tuple[str, int]:
         words = (error.strerror or str(error)).partition(" (while")[0].lower()
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return f"cannot listen on {address}: {words}; change API_PORT or API_HOST", service.EX_UNAVAILABLE
+        return f"cannot listen on {address}: {words}; change API_PORT or API_HOST", program.EX_UNAVAILABLE
 
-    listener = service.acquire(lambda: listen(host, port), explain, threads.stop_request)
+    listener = program.acquire(lambda: listen(host, port), explain, threads.stop_request)
     fitting = raise_file_limit(settings.api_max_connections)
     if fitting < settings.api_max_connections:
         _log.warning("fewer connections", most=fitting, cause="the limit of open files (ulimit -n)")
@@ -52,17 +52,17 @@ def main() -> int:
         max_connections=fitting,
         cache_version=api.version,
         meter=api.meter,
-        on_alive=lambda: service.notify("READY=1\nWATCHDOG=1"),
-        alive_every_s=service.watchdog_interval_s() or math.inf,
+        on_alive=lambda: systemd.notify("READY=1\nWATCHDOG=1"),
+        alive_every_s=systemd.watchdog_interval_s() or math.inf,
     )
-    service.on_signals(server.stop)
+    program.on_signals(server.stop)
     if threads.stop_request.wait(0):  # a signal came before the server was its receiver
         server.stop()
     host, port = server.address
     _log.info("listening", version=__version__, pid=os.getpid(), host=host, port=port, state_file=settings.state_file)
-    service.notify(f"READY=1\nSTATUS=listening on {host} port {port}, reading {settings.state_file}")
+    systemd.notify(f"READY=1\nSTATUS=listening on {host} port {port}, reading {settings.state_file}")
     threads.guard("main", server.serve)
-    service.notify("STOPPING=1")
+    systemd.notify("STOPPING=1")
     _log.info("stopped", cause="a bug" if threads.crashed else "signal")
     return threads.exit_status()
 

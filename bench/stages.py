@@ -11,8 +11,11 @@ from typing import TypeVar
 
 from bench.machine import on_measured_core
 from bench.subjects import Messages
-from binance_funding.daemon.context import Context
+from binance_funding.clock import Clock
 from binance_funding.daemon.market.book import Book
+from binance_funding.daemon.market.exchange_clock import ExchangeClock
+from binance_funding.daemon.market.intervals import Intervals
+from binance_funding.daemon.market.stream_state import StreamState
 from binance_funding.daemon.output.publisher import Annotations, Renderer
 from binance_funding.daemon.source.rates import decode_stream
 from binance_funding.daemon.supervisor import GARBAGE_THRESHOLD
@@ -26,11 +29,11 @@ class Stages:
     """The parts of one tick with one connection, each timed every time `take` is called."""
 
     def __init__(self, folder: Path) -> None:
-        context = Context(Settings())
-        self._clock = context.clock
-        self._book = Book(context)
-        self._renderer = Renderer(context.exchange_clock)
-        self._annotations = Annotations({}, frozenset(), None, frozenset())
+        settings, self._clock = Settings(), Clock()
+        exchange_clock = ExchangeClock(self._clock)
+        self._book = Book(settings, exchange_clock, Intervals(self._clock), StreamState(settings, self._clock))
+        self._renderer = Renderer(exchange_clock)
+        self._annotations = Annotations({}, {}, None, frozenset())
         self._file = StateFile(str(folder / "stages.json"))
         self._tick_s: dict[str, float] = {}
         self._taken_s: dict[str, list[float]] = {}

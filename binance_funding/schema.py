@@ -115,9 +115,13 @@ RECORD: Section = (
         "time between two fundings",
         default=USUAL_INTERVAL_HOURS,
         allowed=_HOURS,
-        metric="interval_hours",
+        metric="interval_seconds",
     ),
     Field("source", TEXT, "`websocket` or `rest`", required=True, allowed=("websocket", "rest")),
+    Field("estimatedSettlePrice", PRICE, "estimated settle price"),
+    Field("interestRate", RATIO, "interest rate, as part of the funding rate"),
+    Field("fundingRateCap", RATIO, "highest funding rate; null if Binance names none"),
+    Field("fundingRateFloor", RATIO, "lowest funding rate; null if Binance names none"),
 )
 
 SERVED: Section = (
@@ -131,7 +135,7 @@ SERVED: Section = (
 MARKS: Section = (
     Field("halted", FLAG, "the exchange itself has nothing newer", default=False),
     Field("unlisted", FLAG, "REST does not list the symbol", default=False),
-    Field("fundingIntervalAssumed", FLAG, "Binance has not named the interval yet", default=False),
+    Field("fundingIntervalAssumed", FLAG, "Binance has not named the interval since it changed", default=False),
 )
 """Members of a record that are there only where they are true."""
 
@@ -166,6 +170,21 @@ STATUS: Section = (
     Field("symbols_halted", COUNT, "symbols halted at the exchange", metric="symbols_halted", in_health=True),
     Field("market_served_time", UNIX_S, "when the market last got new data; see `gaps`"),
     Field("clock_offset_seconds", SECONDS, "Binance's time minus this host's", metric="clock_offset_seconds"),
+    Field(
+        "age_uncertainty_seconds",
+        SECONDS,
+        "by how much an age may be wrong at most; null while Binance's time is not known",
+        metric="age_uncertainty_seconds",
+        in_health=True,
+    ),
+    Field("symbol_seconds", SECONDS, "listed, not halted symbols times seconds", metric="symbol_seconds_total"),
+    Field(
+        "fresh_symbol_seconds",
+        COUNTS,
+        "those of them younger than 5 s, 12 s and `STALE_SECONDS`",
+        default={},
+        metric="fresh_symbol_seconds_total{within}",
+    ),
     Field("daemon_start_time", UNIX_S, "when the daemon started", metric="daemon_start_time_seconds"),
     Field("gaps_ended", COUNT, "ended gaps (more than 10 s without new data)", metric="gaps_total"),
     Field("gap_seconds", SECONDS, "total length of these gaps", metric="gap_seconds_total"),
@@ -205,7 +224,7 @@ PROCESS: Section = (
 GAP: Section = (
     Field("start", UNIX_S, "arrival of the last new data before the gap", required=True),
     Field("seconds", SECONDS, "length of the gap", required=True),
-    Field("cause", TEXT, "why no data arrived; `not running`: the daemon did not run", default=""),
+    Field("cause", TEXT, "why no data arrived; `not running`: no daemon ran; several with their seconds", default=""),
 )
 
 QUARTER: Section = (
@@ -217,6 +236,10 @@ QUARTER: Section = (
     Field("compared", COUNT, "rows compared", default=0),
     Field("mismatched", COUNT, "rows that differed", default=0),
     Field("worst", SECONDS, "greatest age of the data", default=0),
+    Field("symbol_seconds", SECONDS, "symbols that count, times seconds", default=0),
+    Field("within_5s", SECONDS, "symbol-seconds in which the data was no older than 5 s", default=0),
+    Field("within_12s", SECONDS, "symbol-seconds in which the data was no older than 12 s", default=0),
+    Field("within_limit", SECONDS, "symbol-seconds in which the data was no older than `STALE_SECONDS`", default=0),
 )
 
 

@@ -17,7 +17,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(_ROOT))
 
 # The project is run from its folder, not installed.
-from binance_funding.service import EX_UNAVAILABLE  # noqa: E402
+from binance_funding.program import EX_UNAVAILABLE  # noqa: E402
 from binance_funding.settings import EX_CONFIG, SettingsError, load  # noqa: E402
 
 _STOP_WITHIN_S = 5.0

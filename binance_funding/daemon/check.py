@@ -20,15 +20,12 @@ from urllib.parse import urlsplit
 
 import requests
 
-from ..clock import Deadline
-from ..service import Threads
+from ..clock import Clock, Deadline
+from ..program import Threads
 from ..settings import Settings, sources, warnings
 from ..state_file import EMPTY, UnusableState, is_heartbeat_late, read, why_not, writer_pid, written_age_s
-from .context import Context
-from .market.book import Book
-from .market.feed import Feed
-from .market.freshness import FreshnessWatch
-from .market.thresholds import LARGEST_WALL_OFFSET_S
+from .market.exchange_clock import ExchangeClock
+from .market.thresholds import LARGEST_WALL_OFFSET_S, current_s
 from .output.restore import pause_s
 from .source import rates
 from .source.connection import Connection
@@ -152,10 +149,9 @@ class _HostCheck:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._context = Context(settings)
         self._threads = Threads()
-        self._clock = self._context.clock
-        self._exchange_clock = self._context.exchange_clock
+        self._clock = Clock()
+        self._exchange_clock = ExchangeClock(self._clock)
         self._port = _result("HTTP port", "the name in API_HOST is not resolved", is_failed=True)
 
     def run(self) -> int:
@@ -213,7 +209,7 @@ class _HostCheck:
         lags_s = [source.lag_s() or 0.0 for source in sources if isinstance(source, Connection)]
         if lags_s and self._exchange_clock.offset_s is not None:
             text = f"mark prices are {min(lags_s):.1f} s old by Binance's clock when they come"
-            yield _result("lag", text, is_failed=min(lags_s) > self._context.current_s)
+            yield _result("lag", text, is_failed=min(lags_s) > current_s(self._settings))
 
     def _wall_clock(self, rest: _Endpoint) -> Iterator[_Result]:
         offset_s = self._exchange_clock.wall_offset_s()
@@ -225,9 +221,21 @@ class _HostCheck:
             yield _result("clock", text, is_failed=True)
 
     def _try_stream(self, endpoint: _Endpoint) -> None:
-        book, changed, silence_s = Book(self._context), threading.Event(), self._context.current_s
-        feed = Feed(self._context, FreshnessWatch(self._context, book, str))
-        connection = Connection(self._context, 1, endpoint.url, feed.take, changed.set)
+        changed, silence_s, messages = threading.Event(), current_s(self._settings), 0
+        symbols: set[str] = set()
+
+        def take(payload: bytes) -> int:
+            nonlocal messages
+            messages += 1
+            try:
+                decoded = rates.decode_stream(payload, self._clock.steady_s())
+            except rates.MalformedMessage:
+                return 0
+            symbols.update(rate.symbol for rate in decoded.rates)
+            return decoded.median_event_time_ms
+
+        clocks = self._clock, self._exchange_clock
+        connection = Connection(self._settings, *clocks, 1, endpoint.url, take, changed.set)
         endpoint.source = connection
         self._threads.start("connection", connection.run)
         while not changed.wait(_STEP_S):
@@ -236,15 +244,15 @@ class _HostCheck:
         if connection.opened_s is not None:
             after_s = connection.opened_s - connection.started_s
             endpoint.successes["handshake"] = f"{endpoint.url} opened after {after_s:.2f} s"
-            came = "only messages without a mark price came" if feed.messages else f"nothing came for {silence_s:g} s"
+            came = "only messages without a mark price came" if messages else f"nothing came for {silence_s:g} s"
             use = f"; this address was retired on 2026-04-23: use {endpoint.successor}" if endpoint.successor else ""
             endpoint.cause = Cause(Kind.SILENT, came + use)
         if connection.first_data_s is not None:
             changed.clear()
             changed.wait(_COLLECT_S)
             first_s = connection.first_data_s - connection.started_s
-            symbols = f"{len(book.rates())} symbols, the first after {first_s:.2f} s"
-            endpoint.successes["mark prices"] = f"{symbols}, from {endpoint.url}"
+            text = f"{len(symbols)} symbols, the first after {first_s:.2f} s, from {endpoint.url}"
+            endpoint.successes["mark prices"] = text
         elif connection.ending:
             endpoint.cause = connection.ending
         connection.close()

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from ..schema import USUAL_INTERVAL_HOURS
+
 STREAM, REST = "websocket", "rest"
 
 
@@ -21,17 +23,42 @@ class FundingRate(NamedTuple):
     """STREAM or REST."""
     received_s: float
     """When it arrived, on this host's steady clock."""
+    estimated_settle_price: float | None = None
+    """None if the row has none."""
+    interest_rate: float | None = None
+    """Only REST rows have it."""
 
 
-def render(rate: FundingRate, symbol_text: str, updated_at_text: str, interval_hours: int, marks_text: str) -> str:
+class Terms(NamedTuple):
+    """The terms of a symbol's funding, as Binance names them in fundingInfo."""
+
+    hours: int
+    """Funding interval."""
+    cap: float | None
+    """Highest funding rate; None if Binance names none, like the floor."""
+    floor: float | None
+    is_assumed: bool = False
+    """Whether the interval is only assumed."""
+
+
+UNKNOWN_TERMS = Terms(USUAL_INTERVAL_HOURS, None, None, is_assumed=True)
+
+
+def number(value: float | None) -> str:
+    """Return a number as JSON."""
+    return "null" if value is None else repr(value)
+
+
+def render(rate: FundingRate, symbol_text: str, updated_at_text: str, interval_hours: int, more_text: str) -> str:
     """Return the record as one member of `funding_state`, in the order of schema.RECORD.
 
-    The symbol and the time of update are given as JSON text, because many records share them; the marks as JSON members
-    that begin with a comma, or "".
+    The symbol and the time of update are given as JSON text, because many records share them; all that follows the
+    prices as JSON members that begin with a comma.
     """
     return (
         f'{symbol_text}:{{"fundingRate":{rate.funding_rate!r},"markPrice":{rate.mark_price!r},'
         f'"indexPrice":{rate.index_price!r},"nextFundingTime":{rate.next_funding_time_ms},'
         f'"eventTime":{rate.event_time_ms},"updatedAt":{updated_at_text},'
-        f'"fundingIntervalHours":{interval_hours},"source":"{rate.source}"{marks_text}}}'
+        f'"fundingIntervalHours":{interval_hours},"source":"{rate.source}",'
+        f'"estimatedSettlePrice":{number(rate.estimated_settle_price)}{more_text}}}'
     )

@@ -9,20 +9,25 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from .. import __version__, process, service
+from .. import __version__, process, systemd
 from ..clock import Clock, Moment
-from ..log import EventLogger, printable
+from ..log import EventLogger, LogThrottle, printable
+from ..program import EX_CANTCREAT, EX_TEMPFAIL, Threads, acquire
 from ..schema import STATUS, declared
 from ..settings import Settings, SettingsError
 from ..state_file import AlreadyRunning, StateFile, why_not
-from .context import Context
 from .market.book import Book
-from .market.feed import Feed
+from .market.comparison import Comparison
+from .market.exchange_clock import ExchangeClock
 from .market.freshness import Freshness, FreshnessWatch
+from .market.intervals import Intervals
+from .market.last_day import LastDay
+from .market.stream_state import StreamState
 from .market.thresholds import LARGEST_WALL_OFFSET_S
 from .output.publisher import Annotations, Publisher
 from .output.restore import restore
 from .source.connection import Connection
+from .source.feed import Feed
 from .source.libraries import check_certificates
 from .source.pool import StreamPool
 from .source.rest_client import RestClient
@@ -60,18 +65,16 @@ class Daemon:
         settings: Settings,
         clock: Clock | None = None,
         *,
-        threads: service.Threads | None = None,
+        threads: Threads | None = None,
         open_connection: Callable[..., Connection] = Connection,
         rest_client: RestClient | None = None,
-        notify: Callable[[str], bool] = service.notify,
+        notify: Callable[[str], bool] = systemd.notify,
     ) -> None:
         """Build the parts; start nothing."""
         self.settings = settings
         self.clock = clock or Clock()
-        self.threads = threads or service.Threads()
+        self.threads = threads or Threads()
         self.notify = notify
-        self._context = context = Context(settings, self.clock)
-        self._throttle = context.throttle
         self._stop = threading.Event()  # for the other threads; a signal handler must not touch it
         self._started_s = self.clock.steady_s()
         self._watched_s = self._started_s  # the last round of the main thread
@@ -85,12 +88,29 @@ class Daemon:
 
         client = rest_client or RestClient(settings.binance_rest_url, settings.rest_timeout_seconds, self.clock)
         self._file = StateFile(settings.state_file)
-        self._book = Book(context)
-        self._freshness = FreshnessWatch(context, self._book, self._trouble)
-        self._feed = Feed(context, self._freshness)
-        self._stream = StreamPool(context, self._feed, self.threads.start, open_connection=open_connection)
-        self._rest = RestPoller(context, client, self._feed, lambda: len(self._stream.live()))
-        self._publisher = Publisher(context, self._file, self._book, self._annotations, self._describe)
+        self._throttle = LogThrottle(_log, self.clock.steady_s)
+        self._exchange_clock = ExchangeClock(self.clock)
+        self._last_day = LastDay()
+        self._comparison = Comparison(self.clock, self._last_day)
+        self._stream_state = StreamState(settings, self.clock)
+        clocks = self.clock, self._exchange_clock
+        self._intervals = Intervals(self.clock)
+        self._book = Book(settings, self._exchange_clock, self._intervals, self._stream_state)
+        self._freshness = FreshnessWatch(settings, *clocks, self._book, self._last_day, self._trouble)
+        market = self._book, self._freshness
+        self._feed = Feed(settings, *clocks, *market, self._comparison)
+        self._stream = StreamPool(
+            settings,
+            *clocks,
+            self._last_day,
+            self._feed.take,
+            self.threads.start,
+            open_connection=open_connection,
+        )
+        self._rest = RestPoller(
+            settings, *clocks, *market, self._intervals, self._stream_state, client, self._feed, self._live_connections
+        )
+        self._publisher = Publisher(settings, *clocks, self._file, self._book, self._annotations, self._describe)
         # Each part has a thread: its name, and the longest time that one round of it may take.
         self._parts = (
             ("publisher", self._publisher, _STUCK_AFTER_S + settings.heartbeat_seconds),
@@ -104,7 +124,7 @@ class Daemon:
         facts: dict[str, Any] = {"state_file": settings.state_file, "connections": settings.stream_connections}
         facts |= {"urls": ",".join(settings.binance_ws_urls), "rest": settings.binance_rest_url}
         _log.info("starting", version=__version__, pid=os.getpid(), **facts)
-        service.acquire(self._take_file, self._explain, self.threads.stop_request)
+        acquire(self._take_file, self._explain, self.threads.stop_request)
         for name, part, _ in self._parts:
             self.threads.start(name, functools.partial(part.run, self._stop))
         self.notify("READY=1")
@@ -116,18 +136,29 @@ class Daemon:
         if not self._is_writer:
             self._file.lock()
             self._is_writer = True
-            restore(self._file.path, self._context, self._book, self._freshness, self._rest, self._stream)
+            restore(
+                self._file.path,
+                self.settings,
+                self.clock,
+                book=self._book,
+                intervals=self._intervals,
+                freshness=self._freshness,
+                last_day=self._last_day,
+                comparison=self._comparison,
+                rest=self._rest,
+                stream=self._stream,
+            )
         self._publisher.write()
 
     def _explain(self, error: OSError) -> tuple[str, int]:
         if isinstance(error, AlreadyRunning):
-            return str(error), service.EX_TEMPFAIL
+            return str(error), EX_TEMPFAIL
         words = (error.strerror or str(error)).lower()
-        return f"STATE_FILE={self.settings.state_file} cannot be written: {words}", service.EX_CANTCREAT
+        return f"STATE_FILE={self.settings.state_file} cannot be written: {words}", EX_CANTCREAT
 
     def _watch(self) -> None:
         """Until the stop: measure freshness, keep STATUS current, and feed the watchdog while all threads progress."""
-        watchdog_s = service.watchdog_interval_s()
+        watchdog_s = systemd.watchdog_interval_s()
         round_s = min(_ROUND_S, watchdog_s or _ROUND_S)
         while not self.threads.stop_request.wait(round_s):
             now = self.clock.now()
@@ -135,7 +166,7 @@ class Daemon:
             if passed_s > round_s + _HELD_UP_S:
                 self._resumed_s = now.steady_s
             else:
-                self._context.last_day.count(now.wall_s, observed=passed_s)
+                self._last_day.count(now.wall_s, observed=passed_s)
             freshness = self._freshness.observe()
             self._warn_of_clock()
             self._log_from_rest(freshness)
@@ -167,18 +198,19 @@ class Daemon:
             self.notify(f"STATUS={status}")
 
     def _status_line(self, freshness: Freshness, now_s: float) -> str:
-        live, age_s = len(self._stream.live()), (now_s - freshness.newest_s) // _STATUS_AGE_STEP_S * _STATUS_AGE_STEP_S
+        live, age_s = self._live_connections(), (now_s - freshness.newest_s) // _STATUS_AGE_STEP_S * _STATUS_AGE_STEP_S
         connections = f"{live} of {self.settings.stream_connections} connections"
         if not freshness.symbols:
             return f"no data yet, {connections}: {self._trouble()}"
-        source = "stream" if live and not self._rest.fallback_active else "REST" if freshness.from_rest else "none"
+        is_streaming = live and not self._stream_state.fallback_active
+        source = "stream" if is_streaming else "REST" if freshness.from_rest else "none"
         return (
             f"{freshness.symbols} symbols, newest {age_s:.0f} s old, source {source}, "
             f"{connections}, {freshness.from_rest} symbols from REST, {freshness.stale} stale"
         )
 
     def _warn_of_clock(self) -> None:
-        offset_s, cause = self._context.exchange_clock.wall_offset_s(), "this host's clock differs from Binance's"
+        offset_s, cause = self._exchange_clock.wall_offset_s(), "this host's clock differs from Binance's"
         if offset_s is not None and abs(offset_s) > LARGEST_WALL_OFFSET_S:
             self._throttle.warn("clock", cause, offset_s=round(offset_s, 1), next="check NTP")
         elif offset_s is not None:
@@ -195,9 +227,12 @@ class Daemon:
         else:
             self._throttle.resolve("symbols from REST", log_as="symbols from REST", **facts)
 
+    def _live_connections(self) -> int:
+        return len(self._stream.live())
+
     def _annotations(self) -> Annotations:
-        rest, book = self._rest, self._book
-        return Annotations(rest.interval_hours, rest.interval_known, book.listed, book.halted)
+        book = self._book
+        return Annotations(self._intervals.terms, book.interest_rates, book.listed, book.halted)
 
     def _trouble(self) -> str:
         """Name what is wrong with the sources, for the cause of a gap."""
@@ -208,16 +243,22 @@ class Daemon:
 
     def _describe(self, now: Moment) -> dict[str, Any]:
         """Return all members of the state file that follow the records."""
-        offset_s, freshness = self._context.exchange_clock.wall_offset_s(), self._freshness.latest
+        offset_s, freshness = self._exchange_clock.wall_offset_s(), self._freshness.latest
+        uncertainty_s, symbol_seconds = self._exchange_clock.uncertainty_s(), self._freshness.symbol_seconds.totals
         status = {
             **self._stream.status(),
+            "last_message_time": self._feed.last_message_wall_s,
+            "messages_received": self._feed.messages,
             "rejected_rows": self._feed.rejected_rows,
-            "fallback_active": self._rest.fallback_active,
+            "fallback_active": self._stream_state.fallback_active,
             "symbols_from_rest": freshness.from_rest,
             "symbols_behind": freshness.behind,
             "symbols_halted": freshness.halted,
             "market_served_time": now.wall_at(freshness.served_s),
             "clock_offset_seconds": None if offset_s is None else round(offset_s, 3),
+            "age_uncertainty_seconds": None if uncertainty_s is None else round(uncertainty_s, 4),
+            "symbol_seconds": round(symbol_seconds["all"], 3),
+            "fresh_symbol_seconds": {within: round(s, 3) for within, s in symbol_seconds.items() if within != "all"},
             # Counted on the boot clock: setting the wall clock does not change how long the daemon has run.
             "daemon_start_time": now.wall_at(self._started_s),
             "gaps_ended": self._freshness.gaps_ended,
@@ -225,9 +266,9 @@ class Daemon:
         }
         return {
             "connection_status": {**declared(STATUS, status), "rest": self._rest.status()},
-            "comparison": self._context.comparison.state,
+            "comparison": self._comparison.state,
             "process": self._process_usage(now.steady_s),
-            **self._context.last_day.to_json(now.wall_s),
+            **self._last_day.to_json(now.wall_s),
         }
 
     def _process_usage(self, now_s: float) -> dict[str, float | None]:

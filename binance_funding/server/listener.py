@@ -3,7 +3,7 @@
 import resource
 import socket
 
-from ..service import store_socket, take_stored_socket
+from ..systemd import store_socket, take_stored_socket
 from .http.server import Limits
 
 _BACKLOG = 1024

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from .. import __version__
-from ..schema import HEADER, PROCESS, REST, SERVED, STATUS, TOTALS, Field
+from ..schema import HEADER, HOURS, PROCESS, REST, SERVED, STATUS, TOTALS, Field
 from .content import Content
 from .http.meter import BUCKETS_S, Meter
 
@@ -52,7 +52,10 @@ def _of_file(content: Content) -> _Families:
     state, status = content.state, content.status
     records = [(_label("symbol", symbol), record) for symbol, record in content.records.items()]
     for one in filter(_has_metric, SERVED):
-        yield _PREFIX + one.metric, one.meaning, [(label, record[one.name]) for label, record in records]
+        # Prometheus counts time in seconds.
+        factor = 3600 if one.kind is HOURS else 1
+        samples = [(label, record[one.name]) for label, record in records]
+        yield _PREFIX + one.metric, one.meaning, [(label, factor * value) for label, value in samples]
     yield _PREFIX + "symbols", "symbols in the state file", [("", len(records))]
     totals, process = state["comparison"]["totals"], state["process"]
     sections = ((STATUS, status), (REST, status["rest"]), (TOTALS, totals), (PROCESS, process), (HEADER, state))

@@ -1,5 +1,6 @@
 """The standing test plan: four promises, checked over the last 24 hours against the records of the daemon. Pure."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,7 @@ def report(
         },
     }
     passes = [part["pass"] for part in parts.values()]
+    limits = {"within5Seconds": "within_5s", "within12Seconds": "within_12s", "withinLimit": "within_limit"}
     is_known = False in passes or (all(passes) and observed_s >= WINDOW_S - _UNWATCHED_S)
     starts_s = range(_quarter_start_s(window_start_s), int(wall_s) + 1, QUARTER_S)
     return {
@@ -57,6 +59,7 @@ def report(
         "observedHours": round(observed_s / 3600, 2),
         "pass": all(passes) if is_known else None,
         **parts,
+        "freshness": {name: _share(total[field], total["symbol_seconds"]) for name, field in limits.items()},
         "timeline": [_timeline_entry(start_s, quarters.get(start_s, _NOT_WATCHED), spans) for start_s in starts_s],
     }
 
@@ -83,6 +86,11 @@ def _timeline_entry(start_s: int, quarter: Mapping[str, float], spans: _Spans) -
         "gapSeconds": round(gap_s, 3),
         **_counts(quarter, "mismatched"),
     }
+
+
+def _share(fresh: float, of: float) -> float | None:
+    """Return the share of symbol-seconds, None if there were none. It is rounded down: only all of them make 1."""
+    return math.floor(fresh / of * 1e6) / 1e6 if of else None
 
 
 def _counts(values: Mapping[str, float], *names: str) -> dict[str, Any]:

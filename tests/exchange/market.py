@@ -59,6 +59,9 @@ class Instrument:
     interval_listed: bool
     fundless_rate: str | None
     has_unknown_field: bool
+    interval_before_h: int = 8
+    """The interval until `interval_from_ms`."""
+    interval_from_ms: int = 0
 
 
 class Market:
@@ -66,7 +69,8 @@ class Market:
 
     `only_in_rest` and `only_in_stream` are left out of the other source; the REST rows of `rest_mismatch` differ
     by more than any comparison tolerates (1 % of the mark price, 0.0005 of the funding rate).
-    `lag`, `halt`, `list_later` and `unlist` change event times and what there is. All this is read anew for every
+    `lag`, `halt`, `list_later` and `unlist` change event times and what there is, `change_interval` and
+    `publish_intervals` how often funding is paid and what fundingInfo says of it. All this is read anew for every
     message and answer. `row` and `expected` know the numbers of every symbol that was ever listed.
     """
 
@@ -74,6 +78,7 @@ class Market:
         self.only_in_rest: set[str] = set()
         self.only_in_stream: set[str] = set()
         self.rest_mismatch: set[str] = set()
+        self._published_h: dict[str, int] = {}  # what fundingInfo still says where it is late
         self._behind_ms: dict[str, int] = {}
         self._halted_at_ms: dict[str, int] = {}
         usd_m_symbols = _symbols(USD_M_BASES, "USDT", "SIM{:03d}USDT", usd_m)
@@ -113,6 +118,26 @@ class Market:
     def funding_interval_h(self, symbol: str) -> int:
         """Return the hours between two fundings of a symbol: 1, 2, 4 or 8."""
         return self._by_symbol[symbol].interval_h
+
+    def change_interval(self, symbols: Iterable[str], interval_h: int, from_ms: int = 0) -> None:
+        """Let other intervals hold from that time on: the next funding times show them, fundingInfo does not yet.
+
+        Raises KeyError for a symbol the market never had.
+        """
+        for symbol in symbols:
+            one = self._by_symbol[symbol]
+            self._published_h.setdefault(symbol, one.interval_h)
+            changed = replace(one, interval_h=interval_h, interval_before_h=one.interval_h, interval_from_ms=from_ms)
+            self._replace(replace(changed, interval_listed=True))
+
+    def publish_intervals(self) -> None:
+        """Let fundingInfo name the intervals that hold."""
+        self._published_h.clear()
+
+    def _replace(self, changed: Instrument) -> None:
+        self._by_symbol = {**self._by_symbol, changed.symbol: changed}
+        self._usd_m = [self._by_symbol[one.symbol] for one in self._usd_m]
+        self._tradfi = [self._by_symbol[one.symbol] for one in self._tradfi]
 
     def list_later(self, symbols: Iterable[str], interval_h: int = 4) -> None:
         """Add USD-M perpetuals to both sources, and to the funding info with that interval.
@@ -176,7 +201,7 @@ class Market:
                 "symbol": one.symbol,
                 "adjustedFundingRateCap": "0.02000000",
                 "adjustedFundingRateFloor": "-0.02000000",
-                "fundingIntervalHours": one.interval_h,
+                "fundingIntervalHours": self._published_h.get(one.symbol, one.interval_h),
                 "disclaimer": False,
             }
             for one in self._usd_m + self._tradfi
@@ -272,7 +297,8 @@ def _row(one: Instrument, event_time_ms: int) -> dict[str, Any]:
         "st": one.market_id,
     }
     if one.fundless_rate is None:
-        interval_ms = one.interval_h * HOUR_MS
+        is_changed = event_time_ms >= one.interval_from_ms
+        interval_ms = (one.interval_h if is_changed else one.interval_before_h) * HOUR_MS
         slow_angle = one.phase + math.tau * (event_time_ms % SLOW_WAVE_PERIOD_MS) / SLOW_WAVE_PERIOD_MS
         waves = math.cos(angle) + math.cos(slow_angle)  # the slow one tells settlements apart
         row["r"] = _decimal(one.base_rate + WAVE_FUNDING_RATE * waves)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from binance_funding.service import EX_UNAVAILABLE
+from binance_funding.program import EX_UNAVAILABLE
 from binance_funding.settings import DAEMON, EX_CONFIG, SERVER, help_text
 from tests.support.programs import ROOT
 from tests.support.waiting import PATIENCE_S

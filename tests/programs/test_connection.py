@@ -9,21 +9,15 @@ from typing import Any
 
 import pytest
 
-from binance_funding.daemon.context import Context
+from binance_funding.clock import Clock
 from binance_funding.daemon.source.connection import Connection
 from binance_funding.daemon.source.faults import Cause, Kind
-from binance_funding.settings import load
 from tests.exchange import FUTURE, Exchange, Market
+from tests.support.parts import connection_to
 from tests.support.peers import Listener, answers, silent_port, trickles
 from tests.support.programs import free_port
 from tests.support.running_stream import SMALL, running
 from tests.support.waiting import PATIENCE_S, eventually
-
-
-def connection_to(url: str, **settings: Any) -> Connection:
-    """Return a connection that leaves every message out."""
-    context = Context(load({name: str(value) for name, value in settings.items()}, env_file="/nonexistent"))
-    return Connection(context, 1, url, lambda _payload: 0, lambda: None)
 
 
 def ending_of(url: str, **settings: Any) -> Cause:
@@ -103,7 +97,7 @@ def test_an_address_that_is_silent_is_given_up_in_time(silence_s: float, limit_s
         connection = connection_to(f"ws://127.0.0.1:{port}/", SILENCE_SECONDS=silence_s)
         connection.run()
     assert connection.ending == Cause(Kind.TCP, "no answer in time")
-    assert connection.context.clock.steady_s() - connection.started_s >= limit_s
+    assert Clock().steady_s() - connection.started_s >= limit_s
 
 
 def test_a_handshake_that_hangs_is_no_unreachable_address() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from binance_funding.service import EX_TEMPFAIL
+from binance_funding.program import EX_TEMPFAIL
 from binance_funding.settings import EX_CONFIG
 from tests.exchange import FUTURE, Exchange
 from tests.support.programs import ROOT, STATE_FILE, Daemon, Program

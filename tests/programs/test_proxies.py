@@ -11,13 +11,13 @@ import pytest
 import trustme
 
 from binance_funding.clock import Clock
-from binance_funding.daemon.context import Context
 from binance_funding.daemon.source.connection import Connection
 from binance_funding.daemon.source.faults import Cause, Kind
 from binance_funding.daemon.source.libraries import check_certificates
 from binance_funding.daemon.source.rest_client import RestClient, RestError
-from binance_funding.settings import SettingsError, load
+from binance_funding.settings import SettingsError
 from tests.exchange import Exchange, Market
+from tests.support.parts import connection_to
 from tests.support.peers import Listener, Talk, answers, trickles, tunnels
 from tests.support.programs import free_port
 from tests.support.running_stream import SMALL
@@ -36,19 +36,19 @@ def _variables_of_the_tester(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def connection_to(url: str, messages: list[bytes]) -> Connection:
+def collecting(url: str, messages: list[bytes]) -> Connection:
     """Return a connection that collects the messages."""
 
     def take(payload: bytes) -> int:
         messages.append(payload)
         return 0
 
-    return Connection(Context(load({"SILENCE_SECONDS": "2"}, env_file="/nonexistent")), 1, url, take, lambda: None)
+    return connection_to(url, take, silence_seconds=2)
 
 
 def stream_cause(host: str = HOST, port: int = 443) -> Cause:
     """Return why a connection to this host ends."""
-    connection = connection_to(f"wss://{host}:{port}/market", [])
+    connection = collecting(f"wss://{host}:{port}/market", [])
     connection.run()
     assert connection.ending is not None
     return connection.ending
@@ -132,7 +132,7 @@ def receives(host: str, ports: tuple[int, int]) -> None:
     assert client.get("/fapi/v1/premiumIndex").startswith(b"[")
     client.close()
     messages: list[bytes] = []
-    connection = connection_to(f"wss://{host}:{ports[0]}/market/stream?streams=!markPrice@arr", messages)
+    connection = collecting(f"wss://{host}:{ports[0]}/market/stream?streams=!markPrice@arr", messages)
     thread = threading.Thread(target=connection.run, name="connection")
     thread.start()
     eventually(lambda: messages, "a message")

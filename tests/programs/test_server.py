@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import pytest
 
-from binance_funding.service import EX_UNAVAILABLE
+from binance_funding.program import EX_UNAVAILABLE
 from tests.exchange import Exchange, Market
 from tests.support.programs import ROOT, STATE_FILE, Daemon, Program, Server, free_port
 from tests.support.tools import find

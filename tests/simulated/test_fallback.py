@@ -31,7 +31,7 @@ def test_in_fallback_a_snapshot_arrives_every_10_s_at_the_latest(takes_s: float)
     world.stream_is_well = False
     world.oldest_s = 0.0
     world.advance(HOUR_S)
-    assert world.poller.fallback_active
+    assert world.stream_state.fallback_active
     in_fallback_s = [at_s for at_s in arrivals_s(world, takes_s) if at_s > world.exchange.now_s - HOUR_S + 10]
     assert max(later - earlier for earlier, later in pairwise(in_fallback_s)) <= 10
     assert world.oldest_s <= 12
@@ -64,10 +64,10 @@ def test_fallback_begins_after_8_s_without_anything_current(caplog: pytest.LogCa
     world.stream_is_well = False
     last_s = world.exchange.now_s - world.freshness.stream_age_s()
     world.advance(last_s + 7.9 - world.exchange.now_s)
-    assert not world.poller.fallback_active
+    assert not world.stream_state.fallback_active
     asked = len(world.binance.times_s())
     world.advance(1.5)
-    assert world.poller.fallback_active
+    assert world.stream_state.fallback_active
     assert world.binance.times_s()[asked] == pytest.approx(last_s + 8.3, abs=0.4)
     world.stream_is_well = True
     world.advance(100)
@@ -81,7 +81,7 @@ def test_fallback_begins_at_once_when_none_is_live_any_more() -> None:
     world.advance(50)
     world.stream_is_well = False
     world.advance(1.1)
-    assert world.poller.fallback_active
+    assert world.stream_state.fallback_active
 
 
 def test_at_the_start_the_stream_gets_its_time() -> None:
@@ -89,9 +89,9 @@ def test_at_the_start_the_stream_gets_its_time() -> None:
     world = RestWorld()
     world.stream_is_well = False
     world.advance(7)
-    assert not world.poller.fallback_active
+    assert not world.stream_state.fallback_active
     world.advance(2)
-    assert world.poller.fallback_active
+    assert world.stream_state.fallback_active
 
 
 def test_fallback_ends_only_when_the_stream_is_current_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -105,7 +105,7 @@ def test_fallback_ends_only_when_the_stream_is_current_again(caplog: pytest.LogC
     for _ in range(200):
         world.feed.take(world.exchange.stream_message(behind_s=5.0))
         world.advance(3)
-    assert world.poller.fallback_active
+    assert world.stream_state.fallback_active
     assert fallback_lines(caplog) == ["on"]
     world.stream_is_well = True
     world.advance(10)
@@ -253,7 +253,7 @@ def test_a_part_of_the_market_that_the_stream_lost_comes_from_rest_just_as_fresh
         world.exchange.symbols = symbols[gone + 1 :]
         world.advance(1)
     world.advance(600)
-    assert world.poller.fallback_active
+    assert world.stream_state.fallback_active
     assert world.oldest_s <= 12
     assert world.freshness.gaps_ended == 0
 

@@ -1,5 +1,6 @@
 """Random sequences of faults against decoding, merging and the state file: what a reader sees stays true throughout."""
 
+import contextlib
 import json
 import math
 import os
@@ -12,8 +13,7 @@ from typing import Any
 import pytest
 
 from binance_funding.daemon.output.publisher import Annotations, Publisher
-from binance_funding.daemon.record import REST
-from binance_funding.daemon.source.rates import MalformedMessage, decode_premium_index
+from binance_funding.daemon.source.rates import MalformedMessage
 from binance_funding.server.state_reader import StateReader
 from binance_funding.state_file import StateFile
 from tests.exchange.market import Market, to_json
@@ -32,11 +32,14 @@ class Bench:
         self.desk = Desk()
         self.desk.learn_time()
         self.path = folder / "state.json"
+        desk = self.desk
         self.publisher = Publisher(
-            self.desk.context,
+            desk.settings,
+            desk.clock,
+            desk.exchange_clock,
             StateFile(str(self.path)),
             self.desk.book,
-            lambda: Annotations({}, frozenset(), self.desk.book.listed, self.desk.book.halted),
+            lambda: Annotations({}, {}, self.desk.book.listed, self.desk.book.halted),
             lambda _wall_s: {"connection_status": {}, "comparison": {}, "gaps": [], "history": []},
         )
         self.reader = StateReader(str(self.path))
@@ -92,14 +95,9 @@ class Bench:
         self._merge_rest(self._damage(to_json(self.market.premium_index(self.desk.event_ms())).encode()))
 
     def _merge_rest(self, body: bytes) -> None:
-        try:
-            decoded = decode_premium_index(body, self.desk.now_s)
-        except MalformedMessage:
-            return
-        rates = self.desk.feed.admit(decoded, REST, self.desk.now_s).rates
-        self.desk.book.stream_is_live = self.rng.random() < 0.5
-        self.desk.freshness.merge(rates)
-        self.desk.book.note_snapshot(rates, self.desk.now_s)
+        self.desk.stream_state.keeps_rows = self.rng.random() < 0.5
+        with contextlib.suppress(MalformedMessage):
+            self.desk.feed.take_snapshot(body)
 
     def _damage(self, content: bytes) -> bytes:
         damaged = bytearray(content)

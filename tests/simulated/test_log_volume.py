@@ -95,7 +95,7 @@ def test_what_comes_and_goes_costs_few_lines(house: House, caplog: pytest.LogCap
     house.lines.answer = answer
     house.lose_all()
     house.advance(HOUR_S)
-    assert len(caplog.records) < 100
+    assert len(caplog.records) < 120
     assert {"REST failed", "REST recovered", "lost", "connect failed"} <= {
         event for event in ("REST failed", "REST recovered", "lost", "connect failed") if lines_of(caplog, event)
     }
@@ -172,7 +172,7 @@ def hour_without(house: House, answer: Callable[[Line], None], rest_error: RestE
 
 @pytest.mark.parametrize("cause", OUTAGES)
 def test_an_hour_without_exchange_costs_few_lines(house: House, caplog: pytest.LogCaptureFixture, cause: str) -> None:
-    """Fewer than 20 lines of all parts together, from the loss to the recovery, the cause among them."""
+    """Fewer than 24 lines of all parts together, from the loss to the recovery, the cause among them."""
     caplog.set_level(logging.INFO)
     hour_without(house, OUTAGES[cause], lost("no connection: connection refused"))
     house.lines.answer = Line.brings
@@ -181,7 +181,7 @@ def test_an_hour_without_exchange_costs_few_lines(house: House, caplog: pytest.L
     assert len(house.daemon._stream.live()) == 2
     lines = [record.getMessage() for record in caplog.records]
     outage = lines[next(place for place, line in enumerate(lines) if line.startswith("lost")) :]
-    assert len(outage) < 20, "\n".join(outage)
+    assert len(outage) < 24, "\n".join(outage)
     assert any(cause in line for line in outage)
     for event in ("fallback on", "fallback off", "REST failed", "REST recovered", "gap ended"):
         assert len(lines_of(caplog, event)) >= 1, event

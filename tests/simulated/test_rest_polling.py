@@ -35,11 +35,11 @@ def test_while_the_stream_is_well_a_snapshot_comes_every_minute() -> None:
     assert times_s[0] == pytest.approx(world.exchange.now_s - HOUR_S, abs=1)
     assert len(times_s) == 60
     assert intervals_s(times_s) == pytest.approx([60] * 59, abs=0.1)
-    quarters = world.context.last_day.to_json(world.exchange.time.wall_s)["history"]
+    quarters = world.last_day.to_json(world.exchange.time.wall_s)["history"]
     assert sum(quarter["runs"] for quarter in quarters) == world.poller.polls == 60
-    compared = world.context.comparison.state["totals"]["compared"]
+    compared = world.comparison.state["totals"]["compared"]
     assert sum(quarter["compared"] for quarter in quarters) == compared == 120
-    assert not world.poller.fallback_active
+    assert not world.stream_state.fallback_active
 
 
 def test_told_to_wait_nothing_is_asked() -> None:
@@ -80,7 +80,7 @@ def test_a_refusal_of_anything_holds_for_the_snapshots(path: str) -> None:
 def test_a_pause_outlives_the_daemon() -> None:
     """The next one asks when the ban is over, and not at its start."""
     world = RestWorld()
-    world.poller.restore(600, {}, frozenset())
+    world.poller.restore(600)
     world.advance(590)
     assert world.binance.asked == []
     world.advance(20)
@@ -237,100 +237,3 @@ def test_a_request_that_was_broken_off_is_no_failure(caplog: pytest.LogCaptureFi
     assert world.binance.closed
     assert not caplog.records
     assert world.poller.status()["errors"] == 0
-
-
-# Funding intervals
-
-
-def test_funding_intervals_are_asked_for_hourly() -> None:
-    """What changes on the exchange is known within the hour."""
-    world = RestWorld()
-    world.advance(60)
-    assert world.poller.interval_hours == {"ETHUSDT": 4}
-    world.binance.intervals = {"ETHUSDT": 1}
-    world.advance(3 * HOUR_S)
-    assert world.poller.interval_hours == {"ETHUSDT": 1}
-    assert all(HOUR_S <= apart_s <= HOUR_S + 61 for apart_s in intervals_s(world.binance.times_s(INFO)))
-    assert len(world.binance.times_s(INFO)) >= 3
-
-
-def test_funding_intervals_that_cannot_be_had_are_asked_for_every_minute(caplog: pytest.LogCaptureFixture) -> None:
-    """The last known ones stay in force; the log says so once and then at growing intervals."""
-    world = RestWorld()
-    world.exchange.symbols = world.exchange.listed = ["BTCUSDT", "ETHUSDT"]
-    world.poller.restore(0.0, {"BTCUSDT": 2}, frozenset())
-    world.binance.fails = only_for(INFO, http_error(500))
-    world.advance(HOUR_S)
-    assert all(55 <= apart_s <= 61 for apart_s in intervals_s(world.binance.times_s(INFO)))
-    assert world.poller.interval_hours == {"BTCUSDT": 2}
-    assert 1 <= len(caplog.records) <= 6
-    assert all("funding intervals unknown" in message for message in caplog.messages)
-    world.binance.fails = lambda path: None
-    world.binance.intervals = {"BTCUSDT": 2, "ETHUSDT": 4}
-    world.advance(61)
-    assert world.poller.interval_hours == {"BTCUSDT": 2, "ETHUSDT": 4}
-
-
-def test_a_new_symbols_interval_is_asked_for_within_a_minute() -> None:
-    """One that is listed now with 4 h must not show 8 h, and half its annualised rate, for an hour."""
-    world = RestWorld()
-    world.advance(600)
-    assert "NEWUSDT" not in world.poller.interval_known
-    world.exchange.symbols = world.exchange.listed = ["BTCUSDT", "ETHUSDT", "NEWUSDT"]
-    world.binance.intervals["NEWUSDT"] = 4
-    world.advance(61)
-    assert world.poller.interval_hours["NEWUSDT"] == 4
-    assert "NEWUSDT" in world.poller.interval_known
-
-
-def test_new_symbols_are_asked_for_once_a_minute_at_most() -> None:
-    """Even if a symbol is listed every 10 s, and snapshots come every few seconds."""
-    world = RestWorld()
-    world.stream_is_well = False
-    for number in range(40):
-        world.exchange.listed = [*world.exchange.listed, f"NEW{number}USDT"]
-        world.advance(10)
-    assert min(intervals_s(world.binance.times_s(INFO))) >= 55
-
-
-def test_an_interval_is_assumed_until_binance_has_listed_them() -> None:
-    """Not listed means 8 h only once there was a list; until then it is a guess, and marked as one."""
-    world = RestWorld()
-    world.binance.fails = only_for(INFO, RestError(NO_ANSWER_IN_TIME))
-    world.advance(120)
-    assert world.poller.interval_known == frozenset()
-    world.binance.fails = lambda path: None
-    world.advance(61)
-    assert world.poller.interval_known == {"BTCUSDT", "ETHUSDT"}
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [b"[]", b"{}", b'[{"symbol":"OTHERUSDT","fundingIntervalHours":4}]', b'[{"symbol":"ETHUSDT"}]'],
-    ids=["empty", "no list", "without those known", "without hours"],
-)
-def test_an_answer_that_loses_what_was_known_changes_nothing(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """One `[]` must not turn all intervals to 8 h; it is logged, and asked again within a minute."""
-    world = RestWorld()
-    world.advance(60)
-    known = dict(world.poller.interval_hours)
-    world.binance.bodies[INFO] = answer
-    world.advance(HOUR_S + 60)
-    assert world.poller.interval_hours == known == {"ETHUSDT": 4}
-    assert "funding intervals unknown" in caplog.text
-    asked = len(world.binance.times_s(INFO))
-    del world.binance.bodies[INFO]
-    world.advance(61)
-    assert len(world.binance.times_s(INFO)) == asked + 1
-
-
-def test_an_interval_that_one_answer_no_longer_lists_is_kept() -> None:
-    """A few missing ones are no reason to mistrust the answer, nor to take 8 h for them."""
-    world = RestWorld()
-    world.exchange.symbols = world.exchange.listed = [f"S{number}USDT" for number in range(30)]
-    world.binance.intervals = dict.fromkeys(world.exchange.listed, 4)
-    world.advance(60)
-    del world.binance.intervals["S7USDT"]
-    world.binance.intervals["S8USDT"] = 1
-    world.advance(HOUR_S + 60)
-    assert (world.poller.interval_hours["S7USDT"], world.poller.interval_hours["S8USDT"]) == (4, 1)

@@ -169,7 +169,7 @@ def test_every_loss_and_replacement_is_counted_for_the_report() -> None:
     world.advance(700)
     world.lines.open[0].ends()
     world.advance(120)
-    buckets = world.context.last_day.to_json(world.exchange.time.wall_s)["history"]
+    buckets = world.last_day.to_json(world.exchange.time.wall_s)["history"]
     assert sum(bucket["unplanned"] for bucket in buckets) == world.pool.lost == 1
     assert sum(bucket["planned"] for bucket in buckets) == world.pool.replaced == 1
 

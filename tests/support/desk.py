@@ -3,27 +3,22 @@
 import json
 from typing import Any
 
-from binance_funding.daemon.market.book import Book
-from binance_funding.daemon.market.feed import Feed
-from binance_funding.daemon.market.freshness import FreshnessWatch
 from binance_funding.daemon.record import REST, STREAM
 from tests.support.clock import STEADY_S, WALL_S, SimulatedClock, learn_time
-from tests.support.samples import context, rate, stream_row
+from tests.support.parts import Parts
+from tests.support.samples import rate, stream_row
 
 OFFSET_S = WALL_S - STEADY_S
 """Binance's time minus the simulated steady time; this host's wall clock starts out right."""
 
 
-class Desk:
+class Desk(Parts):
     """The parts at hand. Sources bring rows of the symbols named, true so many seconds before they come."""
 
     def __init__(self, **settings: Any) -> None:
         self.time = SimulatedClock()
-        self.context = context(self.time, **settings)
+        super().__init__(self.time.clock, **settings)
         self.trouble = "stream: it was cut"
-        self.book = Book(self.context)
-        self.freshness = FreshnessWatch(self.context, self.book, lambda: self.trouble)
-        self.feed = Feed(self.context, self.freshness)
 
     @property
     def now_s(self) -> float:
@@ -36,11 +31,11 @@ class Desk:
 
     def learn_time(self) -> None:
         """Let Binance's time become known."""
-        learn_time(self.context.exchange_clock, OFFSET_S, self.now_s)
+        learn_time(self.exchange_clock, OFFSET_S, self.now_s)
 
     def answer_time(self) -> None:
         """Let Binance answer what time it is there."""
-        self.context.exchange_clock.note_answer(self.event_ms() / 1000, self.now_s, self.now_s)
+        self.exchange_clock.note_answer(self.event_ms() / 1000, self.now_s, self.now_s)
 
     def stream(self, *symbols: str, lag_s: float = 0.0) -> int:
         """Let the stream bring these symbols; return how many rows were news."""
@@ -60,7 +55,7 @@ class Desk:
             rate(symbol, event_time_ms=event_ms, source=REST, received_s=self.now_s)
             for symbol, event_ms in event_times_ms.items()
         ]
-        self.freshness.merge(rates)
+        self.freshness.merge(rates, is_snapshot=True)
         self.book.note_snapshot(rates, self.now_s)
 
     def _merge(self, source: str, symbols: tuple[str, ...], lag_s: float) -> int:
@@ -79,5 +74,5 @@ class Desk:
 
     def gaps(self) -> list[tuple[float, float, str]]:
         """Return start (wall time), seconds and cause of the gaps noted."""
-        gaps = self.context.last_day.to_json(self.time.wall_s)["gaps"]
+        gaps = self.last_day.to_json(self.time.wall_s)["gaps"]
         return [(gap["start"], gap["seconds"], gap["cause"]) for gap in gaps]

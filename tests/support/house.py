@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from binance_funding.daemon.supervisor import Daemon
-from binance_funding.service import StopRequest, Threads
+from binance_funding.program import StopRequest, Threads
 from binance_funding.settings import load
 from tests.support.simulated_exchange import SimulatedExchange
 from tests.support.simulated_rest import Binance

@@ -6,15 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from binance_funding.clock import Clock
-from binance_funding.daemon.context import Context
 from binance_funding.daemon.market.book import Book
-from binance_funding.daemon.market.feed import Feed
-from binance_funding.daemon.market.freshness import FreshnessWatch
 from binance_funding.daemon.record import FundingRate
 from binance_funding.daemon.source.connection import Connection
-from binance_funding.daemon.source.pool import StreamPool
-from binance_funding.service import Threads
-from binance_funding.settings import load
+from binance_funding.program import Threads
+from tests.support.parts import Parts
 from tests.support.waiting import eventually
 
 SMALL = {"usd_m": 5, "tradfi": 3, "coin_m": 1, "fundless": 1}
@@ -24,8 +20,8 @@ SMALL = {"usd_m": 5, "tradfi": 3, "coin_m": 1, "fundless": 1}
 class RecordingBook(Book):
     """A book that remembers which event times of which symbol it was advanced to."""
 
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.seen: set[tuple[str, int]] = set()
         self.merges = 0
 
@@ -37,8 +33,10 @@ class RecordingBook(Book):
         return merged
 
 
-class Stream:
+class Stream(Parts):
     """A stream pool with all that it needs; fast unless other settings are given."""
+
+    book: RecordingBook
 
     def __init__(
         self,
@@ -53,16 +51,12 @@ class Stream:
             "SILENCE_SECONDS": "1.5",
             "RECONNECT_MIN_SECONDS": "0.1",
             "RECONNECT_MAX_SECONDS": "1",
-            **{name: str(value) for name, value in settings.items()},
+            **settings,
         }
-        self.context = Context(load(given, env_file="/nonexistent"), clock or Clock())
-        self.book = RecordingBook(self.context)
-        self.feed = Feed(self.context, FreshnessWatch(self.context, self.book, trouble=lambda: ""))
+        super().__init__(clock or Clock(), RecordingBook, **given)
         self.stop = threading.Event()
         self.threads = Threads()
-        self.pool = StreamPool(
-            self.context,
-            self.feed,
+        self.pool = self.new_pool(
             self.threads.start,
             open_connection=open_connection,
             proven_after_s=proven_after_s,

@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from binance_funding.daemon.context import Context
 from binance_funding.daemon.record import STREAM, FundingRate
 from binance_funding.schema import REST, STATUS
 from binance_funding.server.content import Content
-from binance_funding.settings import Settings, load
-from tests.support.clock import BOOT_ID, STEADY_S, WALL_S, SimulatedClock
+from binance_funding.settings import Settings
+from tests.support.clock import BOOT_ID, STEADY_S, WALL_S
 
 EVENT_MS = 1_795_500_000_000
 NEXT_FUNDING_MS = 1_795_507_200_000
@@ -63,12 +62,6 @@ def rate(
     return good._replace(**fields)
 
 
-def context(time: SimulatedClock, **settings: Any) -> Context:
-    """Return what the parts of a daemon share, on simulated clocks; the settings given replace the defaults."""
-    given = {name.upper(): str(value) for name, value in settings.items()}
-    return Context(load(given, env_file="/nonexistent"), time.clock)
-
-
 UNKNOWN: dict[str, Any] = {
     **{one.name: one.default for one in STATUS},
     "rest": {one.name: one.default for one in REST},
@@ -87,6 +80,10 @@ def record(**fields: Any) -> dict[str, Any]:
         "updatedAt": WALL_S,
         "fundingIntervalHours": 8,
         "source": "websocket",
+        "estimatedSettlePrice": 91731.1,
+        "interestRate": 0.0001,
+        "fundingRateCap": 0.003,
+        "fundingRateFloor": -0.003,
     }
     return {**good, **fields}
 
@@ -151,6 +148,9 @@ def status(**members: Any) -> dict[str, Any]:
         "symbols_halted": 0,
         "market_served_time": WALL_S - 0.5,
         "clock_offset_seconds": -0.125,
+        "age_uncertainty_seconds": 0.0312,
+        "symbol_seconds": 7200.0,
+        "fresh_symbol_seconds": {"5s": 7100.0, "12s": 7190.0, "limit": 7200.0},
         "daemon_start_time": WALL_S - 7200,
         "gaps_ended": 4,
         "gap_seconds": 61.5,

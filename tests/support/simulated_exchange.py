@@ -7,6 +7,7 @@ from collections.abc import Callable
 from tests.support.clock import STEADY_S, SimulatedClock
 from tests.support.samples import EVENT_MS, index_row, stream_row
 
+HOUR_MS = 3_600_000
 TICK_S = 3.0
 """Time between two messages of the stream."""
 TIME_AT_START_S = EVENT_MS / 1000
@@ -22,6 +23,8 @@ class SimulatedExchange:
         """What the stream brings."""
         self.listed = ["BTCUSDT", "ETHUSDT"]
         """What REST lists."""
+        self.period_hours = {"ETHUSDT": 4}
+        """Hours between two fundings, as the next funding times show them; 8 for the others."""
         self.halted_at_ms: dict[str, int] = {}
         """Event times at which the rows of these symbols stand still, in both sources."""
         self.rest_behind_s = 0.0
@@ -47,17 +50,24 @@ class SimulatedExchange:
 
     def stream_message(self, behind_s: float = 0.0) -> bytes:
         """Return a message of !markPrice@arr with event times that lie so far behind."""
-        rows = [stream_row(symbol, E=self._event_ms(symbol, behind_s)) for symbol in self.symbols]
+        times = self._events_of(self.symbols, behind_s)
+        rows = [stream_row(symbol, E=at, T=self.next_funding_ms(symbol, at)) for symbol, at in times]
         return json.dumps({"stream": "!markPrice@arr", "data": rows}).encode()
 
     def premium_index(self) -> bytes:
         """Return the answer to GET /fapi/v1/premiumIndex."""
-        rows = [index_row(symbol, time=self._event_ms(symbol, self.rest_behind_s)) for symbol in self.listed]
+        times = self._events_of(self.listed, self.rest_behind_s)
+        rows = [index_row(symbol, time=at, nextFundingTime=self.next_funding_ms(symbol, at)) for symbol, at in times]
         return json.dumps(rows).encode()
 
-    def _event_ms(self, symbol: str, behind_s: float) -> int:
+    def next_funding_ms(self, symbol: str, event_ms: int) -> int:
+        """Return the next funding time of a symbol at some time."""
+        period_ms = self.period_hours.get(symbol, 8) * HOUR_MS
+        return (event_ms // period_ms + 1) * period_ms
+
+    def _events_of(self, symbols: list[str], behind_s: float) -> list[tuple[str, int]]:
         now_ms = self.now_ms(behind_s)
-        return min(now_ms, self.halted_at_ms.get(symbol, now_ms))
+        return [(symbol, min(now_ms, self.halted_at_ms.get(symbol, now_ms))) for symbol in symbols]
 
     def in_(self, seconds: float, action: Callable[[], None]) -> None:
         """Let something happen in so many seconds."""

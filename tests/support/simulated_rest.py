@@ -5,14 +5,9 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
-from binance_funding.daemon.context import Context
-from binance_funding.daemon.market.book import Book
-from binance_funding.daemon.market.feed import Feed
-from binance_funding.daemon.market.freshness import FreshnessWatch
 from binance_funding.daemon.source.faults import NO_ANSWER_IN_TIME, Cause, Kind
 from binance_funding.daemon.source.rest_client import RestClient, RestError
-from binance_funding.daemon.source.rest_poller import RestPoller
-from binance_funding.settings import load
+from tests.support.parts import Parts
 from tests.support.simulated_exchange import TICK_S, SimulatedExchange
 
 INDEX, TIME, INFO = "/fapi/v1/premiumIndex", "/fapi/v1/time", "/fapi/v1/fundingInfo"
@@ -32,6 +27,7 @@ class Binance:
         self.bodies: dict[str, bytes] = {}
         """Answers other than the right ones, by path."""
         self.intervals = {"ETHUSDT": 4}
+        """What fundingInfo names. It may be late, or early, against what the next funding times show."""
         self.time_wrong_by_s = 0.0
         self.asked: list[tuple[float, str]] = []
         self.aborted = 0
@@ -57,7 +53,8 @@ class Binance:
         if path == TIME:
             return json.dumps({"serverTime": self.exchange.now_ms(-self.time_wrong_by_s)}).encode()
         if path == INFO:
-            rows = [{"symbol": symbol, "fundingIntervalHours": hours} for symbol, hours in self.intervals.items()]
+            more = {"adjustedFundingRateCap": "0.02000000", "adjustedFundingRateFloor": "-0.02000000"}
+            rows = [{"symbol": name, "fundingIntervalHours": hours, **more} for name, hours in self.intervals.items()]
             return json.dumps(rows).encode()
         return self.exchange.premium_index()
 
@@ -93,27 +90,21 @@ def refused(status: int, wait_s: float = 0.0) -> Callable[[str], RestError]:
     return lambda _path: http_error(status, wait_s)
 
 
-class RestWorld:
+class RestWorld(Parts):
     """A poller with all that it needs; the stream is well until `stream_is_well` is taken away."""
 
     def __init__(self, **settings: Any) -> None:
         self.exchange = SimulatedExchange()
         self.binance = Binance(self.exchange)
-        given = {name: str(value) for name, value in settings.items()}
-        self.context = Context(load(given, env_file="/nonexistent"), self.exchange.time.clock)
-        self.book = Book(self.context)
-        self.freshness = FreshnessWatch(self.context, self.book, trouble=lambda: "")
-        self.feed = Feed(self.context, self.freshness)
+        super().__init__(self.exchange.time.clock, **settings)
         self.stream_is_well = True
         self.live = 2
         """Live connections while the stream is well."""
         self.live_while_unwell = 0
         self.oldest_s = 0.0
         """Greatest age that the oldest record ever had, by Binance's clock, since it was last set to 0."""
-        self.poller = RestPoller(
-            self.context,
+        self.poller = self.new_poller(
             cast("RestClient", self.binance),
-            self.feed,
             lambda: self.live if self.stream_is_well else self.live_while_unwell,
         )
         self._ticked_s = -math.inf

@@ -3,15 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from binance_funding.daemon.context import Context
-from binance_funding.daemon.market.book import Book
-from binance_funding.daemon.market.feed import Feed
-from binance_funding.daemon.market.freshness import FreshnessWatch
 from binance_funding.daemon.source.connection import Connection
 from binance_funding.daemon.source.faults import Cause, Kind
-from binance_funding.daemon.source.pool import StreamPool
-from binance_funding.settings import load
 from tests.support.clock import learn_time
+from tests.support.parts import Parts
 from tests.support.simulated_exchange import TICK_S, SimulatedExchange
 
 _STARTS_WITHIN_S = 0.01
@@ -82,16 +77,15 @@ class Lines:
         self.pool_is_woken = False
         """Set whenever a connection has changed: the pool then looks around at once."""
 
-    def open_connection(
-        self, context: Context, number: int, url: str, take: Callable[[bytes], int], on_change: Callable[[], None]
-    ) -> Line:
+    def open_connection(self, *args: Any) -> Line:
         """Stand in for Connection, as StreamPool and Daemon take it."""
+        *others, on_change = args
 
         def change() -> None:
             self.pool_is_woken = True
             on_change()
 
-        line = Line(self, context, number, url, take, change)
+        line = Line(self, *others, change)
         self.all.append(line)
         return line
 
@@ -107,7 +101,7 @@ def start_at_once(_name: str, target: Callable[[], None], *, is_needed: bool = T
     return True
 
 
-class World:
+class World(Parts):
     """A stream pool in simulated time, with all that it needs."""
 
     def __init__(
@@ -118,17 +112,13 @@ class World:
         knows_time: bool = True,
         **settings: Any,
     ) -> None:
-        given = {"BINANCE_WS_URLS": ",".join(urls) or "ws://one.example/market"}
-        given |= {name: str(value) for name, value in settings.items()}
         self.exchange = SimulatedExchange()
         self.lines = Lines(self.exchange)
-        self.context = Context(load(given, env_file="/nonexistent"), self.exchange.time.clock)
+        addresses = ",".join(urls) or "ws://one.example/market"
+        super().__init__(self.exchange.time.clock, binance_ws_urls=addresses, **settings)
         if knows_time:
-            learn_time(self.context.exchange_clock, self.exchange.offset_s, self.exchange.now_s)
-        self.freshness = FreshnessWatch(self.context, Book(self.context), trouble=lambda: "")
-        self.pool = StreamPool(
-            self.context,
-            Feed(self.context, self.freshness),
+            learn_time(self.exchange_clock, self.exchange.offset_s, self.exchange.now_s)
+        self.pool = self.new_pool(
             start_at_once,
             uniform=uniform,
             open_connection=self.lines.open_connection,

@@ -16,7 +16,11 @@ from tests.support.samples import rate
 def record_text(symbol_text: str, updated_at_s: float = WALL_S) -> bytes:
     """Return one member of `funding_state` as the daemon writes it, with an interval of 8 h and without marks."""
     return render(
-        rate(mark_price=1.5, index_price=1.25, source="rest"), symbol_text, f"{updated_at_s:.3f}", 8, ""
+        rate(mark_price=1.5, index_price=1.25, source="rest"),
+        symbol_text,
+        f"{updated_at_s:.3f}",
+        8,
+        ',"interestRate":null,"fundingRateCap":null,"fundingRateFloor":null',
     ).encode()
 
 

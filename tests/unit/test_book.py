@@ -22,7 +22,7 @@ HOUR_S = 3600.0
 def desk() -> Desk:
     """An empty book beside a stream that is live; Binance's time is not known."""
     desk = Desk()
-    desk.book.stream_is_live = True
+    desk.stream_state.keeps_rows = True
     return desk
 
 
@@ -81,7 +81,7 @@ def test_rest_replaces_a_stream_row_that_is_much_older_than_its_own(desk: Desk) 
 def test_rest_replaces_everything_older_while_no_connection_is_live(desk: Desk) -> None:
     """There is no stream that anything could be left to."""
     put(desk, STREAM, A=10)
-    desk.book.stream_is_live = False
+    desk.stream_state.keeps_rows = False
     assert put(desk, REST, A=11) == 1
 
 
@@ -96,7 +96,7 @@ def test_rest_adds_what_the_stream_lacks_at_once(desk: Desk) -> None:
 def test_a_silence_shorter_than_eight_seconds_is_current_no_longer_than_that() -> None:
     """`SILENCE_SECONDS` bounds what is current."""
     desk = Desk(silence_seconds=2)
-    desk.book.stream_is_live = True
+    desk.stream_state.keeps_rows = True
     put(desk, STREAM, A=10)
     desk.time.advance(2.001)
     assert put(desk, REST, A=20) == 1
@@ -138,7 +138,7 @@ def test_any_sequence_of_batches_matches_a_simple_model(steps: list[Batch], time
         desk.learn_time()
     for step in steps:
         desk.time.advance(step.after_s)
-        desk.book.stream_is_live = step.stream_is_live
+        desk.stream_state.keeps_rows = step.stream_is_live
         now_s, news, rates = desk.now_s, 0, []
         for symbol, lag_s in step.lags_s.items():
             event_ms = desk.event_ms(lag_s)

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from binance_funding.daemon.market.comparison import Comparison, compare
+from binance_funding.daemon.market.last_day import LastDay
 from binance_funding.daemon.record import REST, FundingRate
-from binance_funding.log import EventLogger, LogThrottle
 from tests.support.clock import WALL_S, SimulatedClock
 from tests.support.samples import EVENT_MS, rate
 
 
 def comparison_at(time: SimulatedClock) -> Comparison:
     """Return a comparison that has not run yet."""
-    return Comparison(LogThrottle(EventLogger("binance_funding"), time.clock.steady_s))
+    return Comparison(time.clock, LastDay())
 
 
 def by_symbol(*rates: FundingRate) -> dict[str, FundingRate]:

@@ -166,7 +166,7 @@ def test_two_connections_at_once_decode_each_message_once(desk: Desk) -> None:
 
 def as_of_s(desk: Desk, record: FundingRate) -> float:
     """Return when the record was true, as far as is known now."""
-    return desk.context.exchange_clock.as_of_s(record.event_time_ms, record.received_s)
+    return desk.exchange_clock.as_of_s(record.event_time_ms, record.received_s)
 
 
 lags = st.sampled_from([-23 * HOUR_S, -600.0, -3.0, 0.0, 0.2, 3.0, 14.0, 40.0, 300.0, HOUR_S])
@@ -183,7 +183,7 @@ steps = st.one_of(
 def take_step(desk: Desk, step: tuple[Any, ...]) -> None:
     """Let one thing happen."""
     kind, *facts = step
-    exchange_clock = desk.context.exchange_clock
+    exchange_clock = desk.exchange_clock
     if kind == "message":
         desk.feed.take(desk.message(*sorted(facts[0]), lag_s=facts[1]))
     elif kind == "snapshot":
@@ -196,7 +196,7 @@ def take_step(desk: Desk, step: tuple[Any, ...]) -> None:
     elif kind == "pass":
         desk.time.advance(facts[0])
     else:
-        desk.book.stream_is_live = not desk.book.stream_is_live
+        desk.stream_state.keeps_rows = not desk.stream_state.keeps_rows
 
 
 @given(st.lists(steps, max_size=40))
@@ -210,7 +210,7 @@ def test_whatever_comes_no_record_is_younger_than_its_arrival_or_goes_back(story
         before = {record.symbol: record for record in desk.book.rates()}
         take_step(desk, step)
         after = {record.symbol: record for record in desk.book.rates()}
-        latest_ms = desk.context.exchange_clock.latest_record_ms(desk.now_s)
+        latest_ms = desk.exchange_clock.latest_record_ms(desk.now_s)
         for symbol, known in before.items():
             record = after.get(symbol)
             if record is None:

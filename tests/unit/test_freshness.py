@@ -37,7 +37,7 @@ def age_s(desk: Desk, time_s: float) -> float:
 
 def worst_s(desk: Desk) -> float:
     """Return the greatest age noted for the report."""
-    worst: float = max(quarter["worst"] for quarter in desk.context.last_day.to_json(desk.time.wall_s)["history"])
+    worst: float = max(quarter["worst"] for quarter in desk.last_day.to_json(desk.time.wall_s)["history"])
     return worst
 
 
@@ -136,7 +136,7 @@ def test_what_the_stream_never_brought_is_not_missed(desk: Desk) -> None:
 
 def test_half_the_market_that_stops_is_missed_and_made_good_by_rest(desk: Desk) -> None:
     """The stream's age grows, the missing half is counted, and REST keeps a gap away."""
-    desk.book.stream_is_live = True
+    desk.stream_state.keeps_rows = True
     desk.snapshot(*MARKET)
     tick(desk, *MARKET, seconds=30)
     assert desk.freshness.stream_age_s() <= TICK_S
@@ -150,7 +150,7 @@ def test_half_the_market_that_stops_is_missed_and_made_good_by_rest(desk: Desk) 
 
 def test_symbols_that_lag_an_hour_come_from_rest(desk: Desk) -> None:
     """While the others are current; their ages are true, and they are counted."""
-    desk.book.stream_is_live = True
+    desk.stream_state.keeps_rows = True
     desk.stream(*MARKET[20:])
     desk.stream(*MARKET[:20], lag_s=HOUR_S)
     assert age_s(desk, desk.freshness.observe().oldest_s) == HOUR_S
@@ -343,23 +343,22 @@ def test_an_outage_at_the_first_start_is_a_gap(desk: Desk) -> None:
 
 def test_an_outage_that_outlives_a_restart_is_one_gap(desk: Desk) -> None:
     """Where even the daemon before had no data, it counts from that one's start."""
-    desk.freshness.start_at(STEADY_S - 500, served_s=0)
+    desk.freshness.start_at(STEADY_S - 500, served_s=0, not_running_s=0)
     desk.time.advance(100)
     desk.stream(*MARKET)
     assert desk.gaps() == [(WALL_S - 500, 600, CUT)]
 
 
-def restored(desk: Desk, age_s: float, *, not_running: bool) -> None:
-    """Start with data as old as that from an earlier daemon, which ended lately or not."""
+def restored(desk: Desk, age_s: float, not_running_s: float) -> None:
+    """Start with data as old as that from an earlier daemon, which ended that long ago."""
     event_ms = round((desk.now_s - age_s + OFFSET_S) * 1000)
     desk.book.restore([rate(s, event_time_ms=event_ms, received_s=desk.now_s - age_s) for s in MARKET])
-    desk.freshness.not_running = not_running
-    desk.freshness.start_at(STEADY_S - HOUR_S, served_s=0)
+    desk.freshness.start_at(STEADY_S - HOUR_S, 0, not_running_s)
 
 
 def test_time_without_daemon_is_a_gap_with_its_own_cause(desk: Desk) -> None:
     """From the last data of the old daemon to the first of the new one; the next gap has another cause."""
-    restored(desk, 60, not_running=True)
+    restored(desk, 60, not_running_s=60)
     desk.time.advance(2)
     desk.stream(*MARKET)
     desk.time.advance(20)
@@ -369,7 +368,7 @@ def test_time_without_daemon_is_a_gap_with_its_own_cause(desk: Desk) -> None:
 
 def test_a_quick_restart_is_no_gap(desk: Desk) -> None:
     """As long as the data goes on within ten seconds."""
-    restored(desk, 6, not_running=False)
+    restored(desk, 6, not_running_s=6)
     desk.time.advance(3)
     desk.stream(*MARKET)
     assert desk.gaps() == []
@@ -377,14 +376,14 @@ def test_a_quick_restart_is_no_gap(desk: Desk) -> None:
 
 def test_a_quick_restart_in_an_outage_has_the_outage_as_cause(desk: Desk) -> None:
     """The daemon was away for a moment only; what was wrong is the stream."""
-    restored(desk, 300, not_running=False)
+    restored(desk, 300, not_running_s=5)
     desk.stream(*MARKET)
     assert desk.gaps() == [(WALL_S - 300, 300, CUT)]
 
 
 def test_restored_data_is_as_old_as_it_was(desk: Desk) -> None:
     """Staleness stays true over a restart, and so does what the stream used to bring."""
-    restored(desk, 200, not_running=True)
+    restored(desk, 200, not_running_s=200)
     now = desk.freshness.latest
     assert (now.stale, now.behind, age_s(desk, now.oldest_s), age_s(desk, now.stream_s)) == (881, 881, 200, 200)
 
@@ -420,7 +419,7 @@ def test_what_came_ahead_of_its_time_is_dropped_once_the_time_is_known(
 def test_what_the_file_held_ahead_of_its_time_is_dropped_at_the_start(desk: Desk) -> None:
     """Where the time is known from the daemon before."""
     desk.book.restore([rate("A", event_time_ms=desk.event_ms(-600)), rate("B", event_time_ms=desk.event_ms(-9))])
-    desk.freshness.start_at(STEADY_S, served_s=0)
+    desk.freshness.start_at(STEADY_S, served_s=0, not_running_s=0)
     assert desk.newest().keys() == {"B"}
 
 
@@ -433,3 +432,11 @@ def test_stale_is_older_than_the_setting_says() -> None:
     assert (desk.freshness.observe().stale, desk.freshness.observe().from_rest) == (0, 881)
     desk.time.advance(0.01)
     assert (desk.freshness.observe().stale, desk.freshness.observe().from_rest) == (881, 0)
+
+
+def test_a_gap_of_downtime_and_outage_names_both_with_their_seconds(desk: Desk) -> None:
+    """A restart of 15 s before an hour without network is not an hour without a daemon."""
+    restored(desk, 18, not_running_s=15)
+    desk.time.advance(HOUR_S)
+    desk.stream(*MARKET)
+    assert desk.gaps() == [(WALL_S - 18, HOUR_S + 18, f"not running for 15 s; for 3603 s {CUT}")]

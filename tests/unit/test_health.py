@@ -49,6 +49,7 @@ def test_a_live_stream_is_healthy(server: ApiOverFile) -> None:
         "daemonAlive": True,
         "fallbackActive": False,
         "streamLagSeconds": 0.25,
+        "ageUncertaintySeconds": 0.0312,
         "lastConnectedTime": WALL_S - 3600,
         "messagesReceived": 1234,
         "reconnectAttempts": 5,

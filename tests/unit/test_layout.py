@@ -43,3 +43,11 @@ def test_no_test_module_imports_another() -> None:
     """Tests share the modules of tests/support and tests/exchange."""
     paths = sorted((ROOT / "tests").rglob("*.py"))
     assert [(str(path), name) for path in paths for name in imports(path) if ".test_" in name] == []
+
+
+def test_the_market_knows_nothing_of_its_sources_and_its_file() -> None:
+    """Records go from source to market to output. The market can be read and tested without the other two."""
+    market = list((FOLDER / "daemon" / "market").glob("*.py"))
+    assert market
+    for room in ("source", "output"):
+        assert imported_from(f"{DAEMON}.{room}", market) == []

@@ -87,7 +87,7 @@ def test_every_documented_metric_is_there_with_its_value() -> None:
         "rate": {"BTCUSDT": 0.0001, "ETHUSDT": -1e-05},
         "mark_price": {"BTCUSDT": 91725.87823913, "ETHUSDT": 3000},
         "updated_timestamp_seconds": {"BTCUSDT": WALL_S, "ETHUSDT": WALL_S - 1.5},
-        "interval_hours": {"BTCUSDT": 8, "ETHUSDT": 4},
+        "interval_seconds": {"BTCUSDT": 28800, "ETHUSDT": 14400},
         "annualized_rate": {"BTCUSDT": 0.1095, "ETHUSDT": -0.0219},
         "symbols": 2,
         "stream_connections": 2,
@@ -107,6 +107,9 @@ def test_every_documented_metric_is_there_with_its_value() -> None:
         "gaps_total": 4,
         "gap_seconds_total": 61.5,
         "clock_offset_seconds": -0.125,
+        "age_uncertainty_seconds": 0.0312,
+        "symbol_seconds_total": 7200,
+        "fresh_symbol_seconds_total": {"5s": 7100, "12s": 7190, "limit": 7200},
         "state_file_timestamp_seconds": WALL_S,
         "daemon_start_time_seconds": WALL_S - 7200,
         "daemon_process_cpu_seconds_total": 12.5,
@@ -127,11 +130,12 @@ def test_labels_have_the_documented_names() -> None:
     assert {name: keys for name, keys in names.items() if keys} == {
         "rate": {"symbol"},
         "mark_price": {"symbol"},
-        "interval_hours": {"symbol"},
+        "interval_seconds": {"symbol"},
         "annualized_rate": {"symbol"},
         "updated_timestamp_seconds": {"symbol"},
         "stream_disconnects_total": {"kind"},
         "rest_errors_total": {"status"},
+        "fresh_symbol_seconds_total": {"within"},
     }
 
 

@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 
 from binance_funding.clock import Moment
-from binance_funding.daemon.market.book import Book
 from binance_funding.daemon.market.exchange_clock import ExchangeClock
 from binance_funding.daemon.output.publisher import Annotations, Publisher, Renderer
-from binance_funding.daemon.record import REST
+from binance_funding.daemon.record import REST, Terms
 from binance_funding.state_file import StateFile, read
 from tests.support.clock import BOOT_ID, STEADY_S, WALL_S, SimulatedClock, learn_time
-from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, context, rate
+from tests.support.parts import Parts
+from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, rate
 from tests.support.waiting import PATIENCE_S, eventually
 
 NEVER_S = 3600.0
 OFFSET_S = WALL_S - STEADY_S
-PLAIN = Annotations({}, frozenset({"A", "B"}), None, frozenset())
+USUAL = Terms(8, None, None)
+PLAIN = Annotations({"A": USUAL, "B": USUAL}, {}, None, frozenset())
 """Nothing is known but that A and B have the usual interval."""
 
 
@@ -49,9 +50,10 @@ def test_a_rate_is_rendered_as_the_documented_record(renderer: Renderer) -> None
     """Names, units and clocks of the state file; the numbers are those sent, the interval is 8 h unless known."""
     rates = [
         rate('币"A', funding_rate=-0.00000001, mark_price=91725.87823913, received_s=STEADY_S + 0.1049),
-        rate("B", source=REST),
+        rate("B", source=REST, estimated_settle_price=100.125),
     ]
-    annotations = Annotations({"B": 4}, frozenset({'币"A', "B"}), frozenset({'币"A', "B"}), frozenset())
+    terms = {'币"A': USUAL, "B": Terms(4, 0.003, -0.003)}
+    annotations = Annotations(terms, {"B": 0.0001}, frozenset({'币"A', "B"}), frozenset())
     assert as_records(renderer.render(rates, OFFSET_S, annotations)) == {
         '币"A': {
             "fundingRate": -0.00000001,
@@ -62,6 +64,10 @@ def test_a_rate_is_rendered_as_the_documented_record(renderer: Renderer) -> None
             "updatedAt": WALL_S + 0.105,
             "fundingIntervalHours": 8,
             "source": "websocket",
+            "estimatedSettlePrice": None,
+            "interestRate": None,
+            "fundingRateCap": None,
+            "fundingRateFloor": None,
         },
         "B": {
             "fundingRate": 0.0001,
@@ -72,6 +78,10 @@ def test_a_rate_is_rendered_as_the_documented_record(renderer: Renderer) -> None
             "updatedAt": WALL_S,
             "fundingIntervalHours": 4,
             "source": "rest",
+            "estimatedSettlePrice": 100.125,
+            "interestRate": 0.0001,
+            "fundingRateCap": 0.003,
+            "fundingRateFloor": -0.003,
         },
     }
 
@@ -81,7 +91,7 @@ def test_a_rate_that_has_not_changed_is_not_rendered_again(renderer: Renderer) -
     first, second = rate("A"), rate("B")
     before = renderer.render([first, second], OFFSET_S, PLAIN)
     changed = rate("B", funding_rate=0.5)
-    after = renderer.render([first, changed], OFFSET_S + 0.05, PLAIN)
+    after = renderer.render([first, changed], OFFSET_S + 0.001, PLAIN)
     assert after[0] is before[0]
     assert as_records(after)["B"]["fundingRate"] == 0.5
 
@@ -120,19 +130,19 @@ def test_a_slow_drift_of_either_clock_never_adds_up(renderer: Renderer, exchange
     rates = [rate("A", event_time_ms=EVENT_MS - 60_000)]
     learn_time(exchange_clock, OFFSET_S)
     for step in range(100):
-        shown = as_records(renderer.render(rates, OFFSET_S + step * 0.03, PLAIN))["A"]["updatedAt"]
-        assert abs(shown - (WALL_S - 60 + step * 0.03)) <= 0.11
+        shown = as_records(renderer.render(rates, OFFSET_S + step * 0.0004, PLAIN))["A"]["updatedAt"]
+        assert abs(shown - (WALL_S - 60 + step * 0.0004)) <= 0.003
     for step in range(100):
-        learn_time(exchange_clock, OFFSET_S + step * 0.03)
+        learn_time(exchange_clock, OFFSET_S + step * 0.0004)
         shown = as_records(renderer.render(rates, OFFSET_S, PLAIN))["A"]["updatedAt"]
-        assert abs(shown - (WALL_S - 60 - step * 0.03)) <= 0.11
+        assert abs(shown - (WALL_S - 60 - step * 0.0004)) <= 0.003
 
 
 def test_new_funding_intervals_are_written_at_once(renderer: Renderer) -> None:
     """Although no rate has changed."""
     rates = [rate("A")]
     renderer.render(rates, OFFSET_S, PLAIN)
-    assert as_records(renderer.render(rates, OFFSET_S, PLAIN._replace(interval_hours={"A": 1})))["A"] == {
+    assert as_records(renderer.render(rates, OFFSET_S, PLAIN._replace(terms={"A": Terms(1, None, None)})))["A"] == {
         **as_records(renderer.render(rates, OFFSET_S, PLAIN))["A"],
         "fundingIntervalHours": 1,
     }
@@ -145,8 +155,8 @@ def test_new_funding_intervals_are_written_at_once(renderer: Renderer) -> None:
         (PLAIN._replace(halted=frozenset({"A"})), {"halted"}),
         (PLAIN._replace(listed=frozenset({"A"})), set()),
         (PLAIN._replace(listed=frozenset({"B"})), {"unlisted"}),
-        (PLAIN._replace(interval_known=frozenset()), {"fundingIntervalAssumed"}),
-        (PLAIN._replace(interval_known=frozenset(), interval_hours={"A": 8}), set()),
+        (PLAIN._replace(terms={}), {"fundingIntervalAssumed"}),
+        (PLAIN._replace(terms={"A": USUAL._replace(is_assumed=True)}), {"fundingIntervalAssumed"}),
     ],
 )
 def test_a_record_is_marked_by_what_is_known_of_its_symbol(
@@ -176,10 +186,18 @@ class Office:
     def __init__(self, directory: Path, heartbeat_s: float) -> None:
         self.path = directory / "state.json"
         self.time = SimulatedClock()
-        shared = context(self.time, heartbeat_seconds=heartbeat_s)
-        self.book = Book(shared)
+        parts = Parts(self.time.clock, heartbeat_seconds=heartbeat_s)
+        self.book = parts.book
         self.described = 0
-        self.publisher = Publisher(shared, StateFile(str(self.path)), self.book, lambda: PLAIN, self.describe)
+        self.publisher = Publisher(
+            parts.settings,
+            parts.clock,
+            parts.exchange_clock,
+            StateFile(str(self.path)),
+            self.book,
+            lambda: PLAIN,
+            self.describe,
+        )
         self.stop = threading.Event()
 
     def describe(self, now: Moment) -> dict[str, Any]:

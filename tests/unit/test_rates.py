@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from binance_funding.daemon.record import REST, STREAM, FundingRate
+from binance_funding.daemon.record import REST, STREAM, FundingRate, Terms
 from binance_funding.daemon.source.rates import (
     Decoded,
     MalformedMessage,
@@ -79,7 +79,8 @@ def test_a_real_rest_answer_keeps_every_perpetual_and_no_delivery_contract() -> 
     for rate in decoded.rates:
         row = sent[rate.symbol]
         numbers = float(row["lastFundingRate"]), float(row["markPrice"]), float(row["indexPrice"])
-        assert rate == FundingRate(rate.symbol, *numbers, row["nextFundingTime"], row["time"], REST, STEADY_S)
+        more = float(row["estimatedSettlePrice"]), float(row["interestRate"])
+        assert rate == FundingRate(rate.symbol, *numbers, row["nextFundingTime"], row["time"], REST, STEADY_S, *more)
     uxlink = next(rate for rate in decoded.rates if rate.symbol == "UXLINKUSDT")
     assert (uxlink.funding_rate, uxlink.mark_price, uxlink.index_price) == (0.00005, 0.5563, 0.55594286)
 
@@ -87,7 +88,7 @@ def test_a_real_rest_answer_keeps_every_perpetual_and_no_delivery_contract() -> 
 def test_a_stream_row_becomes_a_rate_with_the_numbers_as_sent() -> None:
     """Unknown fields do not matter; times are the exchange's, receipt is this host's steady clock."""
     numbers = 0.0001, 91725.87823913, 91769.87543478
-    expected = FundingRate("BTCUSDT", *numbers, NEXT_FUNDING_MS, EVENT_MS, STREAM, STEADY_S)
+    expected = FundingRate("BTCUSDT", *numbers, NEXT_FUNDING_MS, EVENT_MS, STREAM, STEADY_S, 91731.1)
     assert stream(stream_row(st=1, new={"x": [1]})) == ([expected], EVENT_MS, EVENT_MS, 0, "")
 
 
@@ -447,13 +448,14 @@ def test_funding_intervals_are_told_by_symbol() -> None:
         {"symbol": name, "fundingIntervalHours": hours, "adjustedFundingRateCap": "0.02"}
         for name, hours in {"A": 4, "B": 1, "C": 8, "D": 0, "E": 25, "F": "4", "G": True, "H": 4.0, "I": None}.items()
     ]
-    assert decode_funding_info(json.dumps(rows).encode()) == {"A": 4, "B": 1, "C": 8}
+    named = {symbol: Terms(hours, 0.02, None) for symbol, hours in {"A": 4, "B": 1, "C": 8}.items()}
+    assert decode_funding_info(json.dumps(rows).encode()) == named
 
 
 def test_a_malformed_row_of_funding_intervals_costs_itself_only() -> None:
     """The good rows of the same answer count."""
     body = b'[{"symbol":"A","fundingIntervalHours":4},{"symbol":"B"},7,null,{"fundingIntervalHours":1}]'
-    assert decode_funding_info(body) == {"A": 4}
+    assert decode_funding_info(body) == {"A": Terms(4, None, None)}
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_a_day_that_went_well_passes() -> None:
         "dataAge": {"worstSeconds": 3.1, "limitSeconds": STALE_S, "pass": True},
         "comparison": {"runs": 1440, "compared": 960_000, "mismatched": 0, "pass": True},
         "gaps": {"count": 0, "longestSeconds": 0, "totalSeconds": 0, "pass": True},
+        "freshness": {"within5Seconds": None, "within12Seconds": None, "withinLimit": None},
     }
     assert len(timeline) == 97
     assert {entry["observedSeconds"] for entry in timeline[:-1]} == {QUARTER_S}
@@ -226,3 +227,10 @@ def test_a_set_clock_opens_no_gap(server: ApiOverFile) -> None:
     server.time.advance(3)
     answer = server.json("/funding/report")
     assert (answer["gaps"]["count"], answer["dataAge"]["worstSeconds"]) == (0, 3.1)
+
+
+def test_freshness_is_the_share_of_all_symbol_seconds_and_never_rounded_up() -> None:
+    """Of all quarter hours together: only a day without a single stale second shows 1."""
+    shares = {"within_5s": 1500.0, "within_12s": 1999.9999, "within_limit": 2000.0}
+    answer = reported([quarter(START_S - QUARTER_S, symbol_seconds=2000.0), quarter(START_S, **shares)])
+    assert answer["freshness"] == {"within5Seconds": 0.75, "within12Seconds": 0.999999, "withinLimit": 1.0}

@@ -6,26 +6,22 @@ from typing import Any
 
 import pytest
 
-from binance_funding.daemon.market.book import Book
-from binance_funding.daemon.market.feed import Feed
-from binance_funding.daemon.market.freshness import FreshnessWatch
 from binance_funding.daemon.output.restore import restore
-from binance_funding.daemon.record import FundingRate
+from binance_funding.daemon.record import FundingRate, Terms
 from binance_funding.daemon.source.connection import Connection
-from binance_funding.daemon.source.pool import StreamPool
 from binance_funding.daemon.source.refusals import LONGEST_BAN_S
 from binance_funding.daemon.source.rest_client import RestClient
-from binance_funding.daemon.source.rest_poller import RestPoller
 from binance_funding.state_file import EMPTY
 from tests.support.clock import STEADY_S, WALL_S, SimulatedClock, learn_time
-from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, context, put, record, state, status
+from tests.support.parts import Parts
+from tests.support.samples import EVENT_MS, NEXT_FUNDING_MS, put, record, state, status
 from tests.support.state_files import OLD_FILE
 
 OFFSET_S = WALL_S - STEADY_S
 DOWN_S = 5.0
 
 
-class StartingDaemon:
+class StartingDaemon(Parts):
     """The parts that take something over, on simulated clocks; nothing of them runs."""
 
     def __init__(self, path: Path, boot_id: str | None = None) -> None:
@@ -35,29 +31,37 @@ class StartingDaemon:
         self._build()
 
     def _build(self) -> None:
-        self.context = context(self.time)
-        self.book = Book(self.context)
-        self.freshness = FreshnessWatch(self.context, self.book, lambda: "stream: nothing came")
-        client = RestClient("http://127.0.0.1:9", 1.0, self.time.clock)
-        feed = Feed(self.context, self.freshness)
-        self.rest = RestPoller(self.context, client, feed, lambda: 0)
-        self.stream = StreamPool(self.context, feed, self._never_spawned, open_connection=self._never_opened)
+        super().__init__(self.time.clock)
+        self.trouble = "stream: nothing came"
+        self.rest = self.new_poller(RestClient("http://127.0.0.1:9", 1.0, self.time.clock), lambda: 0)
+        self.stream = self.new_pool(self._never_spawned, open_connection=self._never_opened)
 
     def restore(self) -> None:
         """Take over what the file holds."""
         self._build()
-        restore(str(self.path), self.context, self.book, self.freshness, self.rest, self.stream)
+        restore(
+            str(self.path),
+            self.settings,
+            self.clock,
+            book=self.book,
+            intervals=self.intervals,
+            freshness=self.freshness,
+            last_day=self.last_day,
+            comparison=self.comparison,
+            rest=self.rest,
+            stream=self.stream,
+        )
 
     def ages_s(self) -> dict[str, float]:
         """Return the age of each record."""
         rates = self.book.rates()
-        times_s = self.context.exchange_clock.all_as_of_s(rates)
+        times_s = self.exchange_clock.all_as_of_s(rates)
         ages_s = [round(self.time.steady_s - time_s, 3) for time_s in times_s]
         return dict(zip([rate.symbol for rate in rates], ages_s, strict=True))
 
     def gaps(self) -> list[tuple[float, str]]:
         """Return seconds and cause of the gaps known."""
-        return [(gap["seconds"], gap["cause"]) for gap in self.context.last_day.to_json(self.time.wall_s)["gaps"]]
+        return [(gap["seconds"], gap["cause"]) for gap in self.last_day.to_json(self.time.wall_s)["gaps"]]
 
     def merge_new_row(self, symbol: str) -> None:
         """Let the stream bring a current row."""
@@ -94,6 +98,8 @@ def test_records_are_taken_over_with_their_old_times(daemon: StartingDaemon) -> 
         EVENT_MS,
         "rest",
         STEADY_S - 20.5,
+        estimated_settle_price=91731.1,
+        interest_rate=0.0001,
     )
     assert (second.symbol, second.source, second.received_s) == ("币", "websocket", STEADY_S)
     assert list(daemon.book.stream_rates()) == ["币"]
@@ -121,10 +127,10 @@ def test_after_a_reboot_the_records_are_stale(tmp_path: Path, wall_error_s: floa
     daemon.time.set_wall_by(wall_error_s)
     put(daemon.path, state({"A": record()}, connection_status=status(paused_until=WALL_S + 35)))
     daemon.restore()
-    assert daemon.context.exchange_clock.offset_s is None
-    assert daemon.ages_s()["A"] >= daemon.context.settings.stale_seconds
-    assert daemon.freshness.observe().newest_s <= daemon.time.steady_s - daemon.context.settings.stale_seconds
-    learn_time(daemon.context.exchange_clock, WALL_S + 600 - 10, 10)
+    assert daemon.exchange_clock.offset_s is None
+    assert daemon.ages_s()["A"] >= daemon.settings.stale_seconds
+    assert daemon.freshness.observe().newest_s <= daemon.time.steady_s - daemon.settings.stale_seconds
+    learn_time(daemon.exchange_clock, WALL_S + 600 - 10, 10)
     assert daemon.ages_s()["A"] >= 600
 
 
@@ -149,7 +155,7 @@ def test_binances_time_is_not_taken_over(daemon: StartingDaemon) -> None:
     """A wrong one would outlive every restart; ages are those of the file until it is known."""
     put(daemon.path, state({"A": record(updatedAt=WALL_S - 7)}))
     daemon.restore()
-    assert daemon.context.exchange_clock.offset_s is None
+    assert daemon.exchange_clock.offset_s is None
     assert daemon.ages_s() == {"A": 7 + DOWN_S}
 
 
@@ -170,17 +176,16 @@ def test_a_pause_from_a_clock_that_was_ahead_ends_all_the_same(daemon: StartingD
         assert part.status()["paused_until"] == pytest.approx(daemon.time.wall_s + LONGEST_BAN_S)
 
 
-def test_funding_intervals_are_taken_over_but_not_those_only_assumed(daemon: StartingDaemon) -> None:
-    """A symbol with 8 h is known to have them unless its record says otherwise."""
+def test_the_terms_of_funding_are_taken_over_with_their_marks(daemon: StartingDaemon) -> None:
+    """Interval, cap, floor, interest rate, and whether the interval is only assumed."""
     records = {
-        "FOUR": record(fundingIntervalHours=4),
-        "EIGHT": record(),
-        "NEW": record(fundingIntervalAssumed=True),
+        "FOUR": record(fundingIntervalHours=4, fundingRateCap=0.02, fundingRateFloor=-0.02, interestRate=0.0003),
+        "NEW": record(fundingRateCap=None, fundingRateFloor=None, interestRate=None, fundingIntervalAssumed=True),
     }
     put(daemon.path, state(records))
     daemon.restore()
-    assert daemon.rest.interval_hours == {"FOUR": 4}
-    assert daemon.rest.interval_known == {"FOUR", "EIGHT"}
+    assert daemon.intervals.terms == {"FOUR": Terms(4, 0.02, -0.02), "NEW": Terms(8, None, None, is_assumed=True)}
+    assert daemon.book.interest_rates == {"FOUR": 0.0003}
 
 
 def test_gaps_the_day_and_the_comparison_go_on(daemon: StartingDaemon) -> None:
@@ -190,9 +195,9 @@ def test_gaps_the_day_and_the_comparison_go_on(daemon: StartingDaemon) -> None:
     put(daemon.path, content)
     daemon.restore()
     assert daemon.gaps() == [(12.0, "x")]
-    (known,) = daemon.context.last_day.to_json(daemon.time.wall_s)["history"]
+    (known,) = daemon.last_day.to_json(daemon.time.wall_s)["history"]
     assert known.items() >= {**quarter, "observed": 60 + DOWN_S, "worst": 5.0}.items()
-    assert daemon.context.comparison.state == content["comparison"]
+    assert daemon.comparison.state == content["comparison"]
 
 
 @pytest.mark.parametrize(("down_s", "gaps"), [(DOWN_S, []), (60.0, [(61.0, "not running")])])
@@ -251,8 +256,8 @@ def test_a_file_that_says_nothing_leaves_all_as_it_is(daemon: StartingDaemon) ->
     """Every default is one that can be taken over."""
     put(daemon.path, {**EMPTY, "updated_at": WALL_S})
     daemon.restore()
-    assert (daemon.book.rates(), daemon.gaps(), daemon.rest.interval_hours) == ([], [], {})
-    assert daemon.context.exchange_clock.offset_s is None
+    assert (daemon.book.rates(), daemon.gaps(), daemon.intervals.terms) == ([], [], {})
+    assert daemon.exchange_clock.offset_s is None
 
 
 def test_the_file_of_the_release_before_is_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -275,7 +280,7 @@ def test_the_file_of_the_release_before_is_taken_over(tmp_path: Path, caplog: py
         )
         assert daemon.time.steady_s - rate.received_s == pytest.approx(age_s, abs=0.001)
     intervals = {symbol: old["fundingIntervalHours"] for symbol, old in written["funding_state"].items()}
-    assert daemon.rest.interval_hours == {symbol: hours for symbol, hours in intervals.items() if hours != 8}
-    assert daemon.context.comparison.state == written["comparison"]
-    (quarter,) = daemon.context.last_day.to_json(daemon.time.wall_s)["history"]
+    assert {symbol: terms.hours for symbol, terms in daemon.intervals.terms.items()} == intervals
+    assert daemon.comparison.state == written["comparison"]
+    (quarter,) = daemon.last_day.to_json(daemon.time.wall_s)["history"]
     assert (quarter["runs"], quarter["compared"], quarter["worst"]) == (7, 84, 11.228)

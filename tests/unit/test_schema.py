@@ -120,11 +120,13 @@ def test_what_is_declared_must_be_given() -> None:
 
 def test_a_record_is_written_as_declared() -> None:
     """Every field in its order; numbers as short as they can be, times with milliseconds, marks at the end."""
-    written = render(rate(funding_rate=-1e-8, mark_price=5.0), '"币"', "1795500000.124", 4, ',"halted":true')
+    more = ',"interestRate":0.0001,"fundingRateCap":null,"fundingRateFloor":null,"halted":true'
+    written = render(rate(funding_rate=-1e-8, mark_price=5.0), '"币"', "1795500000.124", 4, more)
     assert written == (
         '"币":{"fundingRate":-1e-08,"markPrice":5.0,"indexPrice":100.25,'
         f'"nextFundingTime":{NEXT_FUNDING_MS},"eventTime":{EVENT_MS},"updatedAt":1795500000.124,'
-        '"fundingIntervalHours":4,"source":"websocket","halted":true}'
+        '"fundingIntervalHours":4,"source":"websocket","estimatedSettlePrice":null'
+        f"{more}}}"
     )
     (member,) = json.loads("{" + written + "}").values()
     assert list(member) == [*(one.name for one in RECORD), "halted"]

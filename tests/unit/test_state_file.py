@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from binance_funding.clock import Moment
-from binance_funding.schema import HEADER, LAST, RECORD, REST, STATUS, TOTALS
+from binance_funding.schema import HEADER, LAST, QUARTER, RECORD, REST, STATUS, TOTALS
 from binance_funding.state_file import EMPTY, StateFile, UnusableState, read, written_age_s
 from tests.support import state_files
 from tests.support.clock import BOOT_ID, STEADY_S, WALL_S
@@ -45,6 +45,10 @@ def test_what_is_written_is_read(path: Path) -> None:
         "updatedAt": WALL_S,
         "fundingIntervalHours": 8,
         "source": "rest",
+        "estimatedSettlePrice": None,
+        "interestRate": None,
+        "fundingRateCap": None,
+        "fundingRateFloor": None,
     }
     content = path.read_bytes()
     assert json.loads(content) == {**state_files.HEADER, "funding_state": {"A": expected}, **state_files.REST}
@@ -64,10 +68,7 @@ def test_a_whole_file_is_read_as_it_stands(path: Path) -> None:
     content = state({"A": record(halted=True), "B": record(unlisted=True, fundingIntervalAssumed=True)})
     content["comparison"]["last"] = {one.name: one.default for one in LAST}
     content["gaps"] = [{"start": WALL_S - 60, "seconds": 11.5, "cause": "not running"}]
-    content["history"] = [
-        {"start": WALL_S, "observed": 9.5, "unplanned": 1, "planned": 2, "runs": 3, "compared": 4, "mismatched": 5}
-    ]
-    content["history"][0]["worst"] = 6.5
+    content["history"] = [{one.name: WALL_S + number for number, one in enumerate(QUARTER)}]
     put(path, content)
     assert read(str(path)) == content
 
@@ -97,12 +98,22 @@ def test_the_file_of_the_release_before_is_read(path: Path) -> None:
     written, content = json.loads(OLD_FILE.read_bytes()), read(str(OLD_FILE))
     assert len(content["funding_state"]) == 18
     for name, values in written.items():
-        if name not in ("connection_status", "funding_state"):
+        if name not in ("connection_status", "funding_state", "history"):
             assert content[name] == values, name
     lacking = {"stream_lag_seconds", "paused_until", "symbols_behind", "symbols_halted", "market_served_time"}
+    lacking |= {"age_uncertainty_seconds", "symbol_seconds", "fresh_symbol_seconds"}
     assert written["connection_status"].keys() == content["connection_status"].keys() - lacking
-    assert content["connection_status"] == {**dict.fromkeys(lacking), **written["connection_status"]}
-    assert content["funding_state"] == written["funding_state"]
+    assert content["connection_status"] == {
+        **dict.fromkeys(lacking),
+        "fresh_symbol_seconds": {},
+        **written["connection_status"],
+    }
+    (old_quarter,), (quarter,) = written["history"], content["history"]
+    assert quarter == {**dict.fromkeys((one.name for one in QUARTER), 0), **old_quarter}
+    names = [one.name for one in RECORD]
+    assert content["funding_state"] == {
+        symbol: {**dict.fromkeys(names), **old} for symbol, old in written["funding_state"].items()
+    }
 
 
 @pytest.mark.parametrize("name", [one.name for one in HEADER + RECORD + STATUS])

@@ -5,19 +5,26 @@ A record is old by Binance's clock (exchange_clock.py), not by its arrival.
 
 import statistics
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from ..context import Context
+from ...settings import Settings
 from ..record import STREAM, FundingRate
 from . import thresholds
+from .exchange_clock import ExchangeClock
+from .intervals import Intervals
+from .stream_state import StreamState
 
 
 class Book:
     """Newest rate per symbol. Safe to call from any thread; no call blocks for longer than a merge (about 1 ms)."""
 
-    def __init__(self, context: Context) -> None:
-        self._exchange_clock = context.exchange_clock
-        self._current_s = context.current_s
+    def __init__(
+        self, settings: Settings, exchange_clock: ExchangeClock, intervals: Intervals, stream_state: StreamState
+    ) -> None:
+        self._exchange_clock = exchange_clock
+        self._intervals = intervals
+        self._stream_state = stream_state
+        self._current_s = thresholds.current_s(settings)
         self._lock = threading.Lock()  # guards every field below: streams and REST merge, the publisher reads
         self._newest: dict[str, FundingRate] = {}
         self._from_stream: dict[str, FundingRate] = {}  # the newest row that the stream itself delivered
@@ -25,8 +32,8 @@ class Book:
         self._halted_at_ms: dict[str, int] = {}  # event times of the halted symbols; replaced as a whole
         self.listed: frozenset[str] | None = None
         """The symbols of the last two REST snapshots; None before the first. Replaced as a whole."""
-        self.stream_is_live = False
-        """Whether there is a stream that symbols can be left to."""
+        self.interest_rates: Mapping[str, float] = {}
+        """Interest rate by symbol, as the last snapshot has it. Replaced as a whole."""
         self.version = 0
         """Grows with every change of the records, of `listed` or of `halted`."""
         self.news = 0
@@ -40,7 +47,7 @@ class Book:
         An older or equal event time changes nothing. A REST row replaces a stream row only if that is not current, or
         is much older than the REST row: REST must not hide what the stream is doing.
         """
-        merged = 0
+        merged, moves = 0, []
         with self._lock:
             newest, from_stream = self._newest, self._from_stream
             for rate in rates:
@@ -54,8 +61,12 @@ class Book:
                 elif is_new:
                     is_new = not self._is_left_to_stream(known, rate)
                 if is_new:
+                    if known is not None and known.next_funding_time_ms != rate.next_funding_time_ms:
+                        moves.append((known, rate))
                     newest[symbol] = rate
                     merged += 1
+            if moves:
+                self._intervals.note_moves(moves)
             self.version += 1  # also without anything new: the stream may have caught up with REST
             self.news += merged > 0
         if merged:
@@ -72,7 +83,7 @@ class Book:
 
     def _is_left_to_stream(self, known: FundingRate | None, rate: FundingRate) -> bool:
         return (
-            self.stream_is_live
+            self._stream_state.keeps_rows
             and known is not None
             and known.source == STREAM
             and rate.received_s - self._as_of_s(known) <= self._current_s
@@ -99,6 +110,8 @@ class Book:
                 is_outage = len(halted) > thresholds.MAX_HALTED_SHARE * len(listed)
                 self._halted_at_ms = {} if is_outage else halted
             self.listed, self._last_listed = self._last_listed | listed, listed
+            if (interest_rates := _interest_rates(rates)) != self.interest_rates:
+                self.interest_rates = interest_rates
             self.version += 1
         return age_s
 
@@ -112,6 +125,7 @@ class Book:
         """Start with the records of an earlier daemon and their old times."""
         with self._lock:
             self._newest = {rate.symbol: rate for rate in rates}
+            self.interest_rates = _interest_rates(self._newest.values())
             self._from_stream = {rate.symbol: rate for rate in self._newest.values() if rate.source == STREAM}
             self.version += 1
 
@@ -145,3 +159,7 @@ class Book:
         """Return the newest row that the stream delivered for each symbol in the book."""
         with self._lock:
             return dict(self._from_stream)
+
+
+def _interest_rates(rates: Iterable[FundingRate]) -> dict[str, float]:
+    return {rate.symbol: rate.interest_rate for rate in rates if rate.interest_rate is not None}

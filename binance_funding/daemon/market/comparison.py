@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...clock import Clock
 from ...log import EventLogger, LogThrottle
 from ...schema import TOTALS
 from ..record import FundingRate
 from . import thresholds
+from .last_day import LastDay
 
 _log = EventLogger(__name__)
 
@@ -17,16 +19,18 @@ _NAMED = 20
 class Comparison:
     """The result of the last comparison, and totals over all of them, restarts included. `run` is for one thread."""
 
-    def __init__(self, throttle: LogThrottle) -> None:
-        self._throttle = throttle
+    def __init__(self, clock: Clock, last_day: LastDay) -> None:
+        self._last_day = last_day
+        self._throttle = LogThrottle(_log, clock.steady_s)
         self.state: dict[str, Any] = {"last": None, "totals": {one.name: 0 for one in TOTALS}}
         """The member `comparison` of the state file; replaced as a whole."""
 
     def run(self, stream: Mapping[str, FundingRate], rest: Sequence[FundingRate], wall_s: float) -> dict[str, Any]:
-        """Compare one snapshot with the stream's rates by symbol; log and return the result."""
+        """Compare one snapshot with the stream's rates by symbol; count, log and return the result."""
         last = compare(stream, rest, wall_s)
         totals = {name: n + (1 if name == "runs" else last[name]) for name, n in self.state["totals"].items()}
         self.state = {"last": last, "totals": totals}
+        self._last_day.count(wall_s, runs=1, compared=last["compared"], mismatched=last["mismatched"])
         shown = {name: value for name, value in last.items() if name != "compared_at" and not isinstance(value, list)}
         if last["mismatched"]:
             self._throttle.warn("comparison", **shown, symbols=",".join(last["mismatched_symbols"]))

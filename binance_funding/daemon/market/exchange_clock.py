@@ -70,6 +70,8 @@ class ExchangeClock:
         self._lock = threading.Lock()  # guards every field below; `offset_s` may be read without it
         self.offset_s: float | None = None
         """None while Binance's time is not known."""
+        self._adopted_s = 0.0  # when the answer came that the offset was taken from
+        self._adopted_round_trip_s = 0.0
         self._asked_s = -math.inf
         self._last_answer: _Answer | None = None  # the last usable one, whether it was adopted or not
         self._is_disputed = False  # whether that answer differed from the known time
@@ -103,9 +105,21 @@ class ExchangeClock:
                 self._is_disputed = known_s is not None
                 return
             self.offset_s, self._is_disputed = answer.offset_s, False
+            self._adopted_s, self._adopted_round_trip_s = received_s, answer.round_trip_s
             self._settle(answer.offset_s, asked_s)
         if known_s is not None and abs(answer.offset_s - known_s) > thresholds.SAME_TIME_S:
             _log.warning("time of Binance corrected", by_s=answer.offset_s - known_s)
+
+    def uncertainty_s(self) -> float | None:
+        """Return by how much an age may be wrong at most; None while Binance's time is unknown or in doubt.
+
+        The server may have read its time at any instant of the round trip, and the boot clock drifts since.
+        """
+        with self._lock:
+            if self.offset_s is None or self._is_disputed or (self._doubt is not None and not self._doubt.is_refuted):
+                return None
+            drift_s = thresholds.DRIFT * (self._clock.steady_s() - self._adopted_s)
+            return self._adopted_round_trip_s / 2 + drift_s + thresholds.TIME_RESOLUTION_S
 
     def _is_adopted(self, answer: _Answer, previous: _Answer | None) -> bool:
         if previous is not None and answer.says_the_same_as(previous):

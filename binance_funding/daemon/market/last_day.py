@@ -21,10 +21,12 @@ class LastDay:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards everything below; held for microseconds only
         self._quarters: dict[int, dict[str, float]] = {}
+        self._rounded: dict[int, dict[str, float]] = {}
+        """Quarter hours as they are written, by their start. A quarter hour that changes is removed."""
         self._gaps: list[dict[str, Any]] = []
 
     def count(self, wall_s: float, **amounts: float) -> None:
-        """Add to the counts of the quarter hour: observed (seconds), unplanned, planned, runs, compared, mismatched."""
+        """Add to the counts of the quarter hour, by their names in schema.QUARTER."""
         with self._lock:
             quarter = self._quarter(wall_s)
             for name, amount in amounts.items():
@@ -51,21 +53,24 @@ class LastDay:
 
         with self._lock:
             self._gaps = [gap for gap in self._gaps if is_kept(gap["start"], gap["seconds"])]
-            self._quarters = {start: counts for start, counts in self._quarters.items() if is_kept(start, QUARTER_S)}
-            quarters = [
-                {"start": start, **counts, "observed": round(counts["observed"], 3)}
-                for start, counts in sorted(self._quarters.items())
-            ]
-            return {"gaps": list(self._gaps), "history": quarters}
+            for start in [start for start in self._quarters if not is_kept(start, QUARTER_S)]:
+                del self._quarters[start]
+                self._rounded.pop(start, None)
+            for start in self._quarters.keys() - self._rounded.keys():
+                amounts = {name: round(amount, 3) for name, amount in self._quarters[start].items()}
+                self._rounded[start] = {"start": start, **amounts}
+            return {"gaps": list(self._gaps), "history": [self._rounded[start] for start in sorted(self._quarters)]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from the gaps and quarter hours of an earlier daemon, as they were read from the state file."""
         with self._lock:
             self._gaps = list(state["gaps"])
+            self._rounded = {}
             self._quarters = {
                 int(quarter["start"]): {name: float(quarter[name]) for name in _AMOUNTS} for quarter in state["history"]
             }
 
     def _quarter(self, wall_s: float) -> dict[str, float]:
         start = int(wall_s // QUARTER_S) * QUARTER_S
+        self._rounded.pop(start, None)
         return self._quarters.setdefault(start, dict(_AMOUNTS))

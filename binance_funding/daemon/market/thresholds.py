@@ -5,13 +5,14 @@ Times are seconds, shares are fractions of the symbols concerned.
 
 from ...schema import FEW as MISSING_SHARE
 from ...schema import GAP_SECONDS
+from ...settings import Settings
 
 __all__ = ["GAP_SECONDS", "MISSING_SHARE"]
 
 CURRENT_S = 8.0
 """A symbol is current until its data is older than this. REST replaces stream rows that are not current, fallback
 starts when the stream is not current, and a snapshot that is not current is a REST fault. `SILENCE_SECONDS` can lower
-it."""
+it: see `current_s`."""
 
 HALTED_BEHIND_S = 8.0
 """A symbol is halted if its row in a snapshot is further than this behind the median row of the same snapshot."""
@@ -59,8 +60,35 @@ DOUBT_S = 10.0
 REFUTED_FOR_S = 60.0
 """Once two answers have confirmed the time, further messages ahead of it are rejected for this long without asking."""
 
+DRIFT = 50e-6
+"""The boot clock gains or loses no more than this share of the time that has passed."""
+
+TIME_RESOLUTION_S = 0.005
+"""Binance's time and the times in the state file are rounded, and a record is rendered again only after a larger
+change of its time. Together that is less than this."""
+
+INTERVALS_EVERY_S = 60.0
+"""The funding intervals are asked for this often."""
+
+INTERVALS_SOON_S = 20.0
+"""They are asked for at once if a next funding time contradicts one of them, but no more often than this."""
+
+SETTLED_WITHIN_S = 5.0
+"""A next funding time may change this much before the funding itself."""
+
+MAX_UNLISTED_SHARE = 0.1
+"""If an answer about funding intervals lacks more of the symbols that it should list than this, it is a fault."""
+
+FRESH_S = (5.0, 12.0)
+"""The share of time in which symbols were younger than each of these is reported, and than `STALE_SECONDS`."""
+
 LARGEST_WALL_OFFSET_S = 5.0
 """If this host's wall clock differs from Binance's by more than this, a warning says to check NTP."""
 
 UNWATCHED_S = 1.5
 """If nobody has measured the market for this long, it is measured before new data hides how old the data had become."""
+
+
+def current_s(settings: Settings) -> float:
+    """Return the age up to which data is current with these settings."""
+    return min(CURRENT_S, settings.silence_seconds)

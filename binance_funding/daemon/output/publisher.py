@@ -8,26 +8,27 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ...clock import Moment
-from ...schema import HEADER, MARKS, USUAL_INTERVAL_HOURS, VERSION, declared
+from ...clock import Clock, Moment
+from ...log import EventLogger, LogThrottle
+from ...schema import HEADER, MARKS, VERSION, declared
+from ...settings import Settings
 from ...state_file import StateFile
-from ..context import Context
 from ..market.book import Book
 from ..market.exchange_clock import ExchangeClock
-from ..record import FundingRate, render
+from ..record import UNKNOWN_TERMS, FundingRate, Terms, number, render
 
 _TROUBLE = "state file not written"
 # A tick consists of two messages. The second follows the first closely, and both are written together.
 _MESSAGES_OF_A_TICK, _SECOND_MESSAGE_S = 2, 0.025
 # If a clock was set by more than this since the records were rendered, they are rendered again.
-_CLOCK_STEP_S = 0.1
+_CLOCK_STEP_S = 0.002
 
 
 class Annotations(NamedTuple):
     """What is known of symbols besides their rates. A part that changes is replaced as a whole."""
 
-    interval_hours: Mapping[str, int]
-    interval_known: frozenset[str]
+    terms: Mapping[str, Terms]
+    interest_rates: Mapping[str, float]
     listed: frozenset[str] | None
     halted: frozenset[str]
 
@@ -35,12 +36,15 @@ class Annotations(NamedTuple):
 class _Member:
     """One symbol's member of `funding_state`: what stays the same, and the text that was rendered last."""
 
-    __slots__ = ("interval_hours", "marks_text", "rate", "symbol_text", "text")
+    __slots__ = ("interval_hours", "more_text", "rate", "symbol_text", "text")
 
-    def __init__(self, symbol: str, interval_hours: int, marks: list[str]) -> None:
+    def __init__(self, symbol: str, terms: Terms, interest_rate: float | None, marks: list[str]) -> None:
         self.symbol_text = json.dumps(symbol, ensure_ascii=False)
-        self.interval_hours = interval_hours
-        self.marks_text = "".join(f',"{mark}":true' for mark in marks)
+        self.interval_hours = terms.hours
+        self.more_text = (
+            f',"interestRate":{number(interest_rate)},"fundingRateCap":{number(terms.cap)},'
+            f'"fundingRateFloor":{number(terms.floor)}'
+        ) + "".join(f',"{mark}":true' for mark in marks)
         self.rate: FundingRate | None = None  # the record that `text` was rendered of
         self.text = b""
 
@@ -52,7 +56,7 @@ class Renderer:
         self._exchange_clock = exchange_clock
         self._members: dict[str, _Member] = {}
         # The members were rendered with these; when one of them changes, all are rendered anew.
-        self._annotations = Annotations({}, frozenset(), None, frozenset())
+        self._annotations = Annotations({}, {}, None, frozenset())
         self._wall_minus_steady_s = self._offset_s = 0.0
 
     def render(self, rates: list[FundingRate], wall_minus_steady_s: float, annotations: Annotations) -> list[bytes]:
@@ -71,20 +75,21 @@ class Renderer:
             if member.rate is not rate:
                 if as_of_s != shown_s:  # most records of a message are as of the same time
                     shown_s, updated_at_text = as_of_s, f"{as_of_s + wall_s:.3f}"
-                text = render(rate, member.symbol_text, updated_at_text, member.interval_hours, member.marks_text)
+                text = render(rate, member.symbol_text, updated_at_text, member.interval_hours, member.more_text)
                 member.rate, member.text = rate, text.encode()
             texts.append(member.text)
         return texts
 
     def _new_member(self, symbol: str) -> _Member:
-        hours, known, listed, halted = self._annotations
+        all_terms, interest_rates, listed, halted = self._annotations
+        terms = all_terms.get(symbol, UNKNOWN_TERMS)
         marks = {
             "halted": symbol in halted,
             "unlisted": listed is not None and symbol not in listed,
-            "fundingIntervalAssumed": symbol not in hours and symbol not in known,
+            "fundingIntervalAssumed": terms.is_assumed,
         }
         is_set = [mark.name for mark in MARKS if marks[mark.name]]
-        member = self._members[symbol] = _Member(symbol, hours.get(symbol, USUAL_INTERVAL_HOURS), is_set)
+        member = self._members[symbol] = _Member(symbol, terms, interest_rates.get(symbol), is_set)
         return member
 
 
@@ -93,20 +98,23 @@ class Publisher:
 
     def __init__(
         self,
-        context: Context,
+        settings: Settings,
+        clock: Clock,
+        exchange_clock: ExchangeClock,
         file: StateFile,
         book: Book,
         annotations: Callable[[], Annotations],
         describe: Callable[[Moment], dict[str, Any]],
     ) -> None:
         """Write nothing yet. `describe` returns the members after the records; it is called in the writing thread."""
+        self._clock = clock
+        self._throttle = LogThrottle(EventLogger(__name__), clock.steady_s)
         self._file = file
         self._book = book
         self._annotations = annotations
         self._describe = describe
-        self._heartbeat_s = context.settings.heartbeat_seconds
-        self._clock, self._throttle = context.clock, context.throttle
-        self._renderer = Renderer(context.exchange_clock)
+        self._heartbeat_s = settings.heartbeat_seconds
+        self._renderer = Renderer(exchange_clock)
         self.progress_s = self._clock.steady_s()
         """Steady time at which the thread last finished a round, whether it could write or not."""
 

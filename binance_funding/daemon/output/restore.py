@@ -4,13 +4,17 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ...clock import Clock
 from ...log import EventLogger
-from ...schema import GAP_SECONDS, USUAL_INTERVAL_HOURS
+from ...schema import GAP_SECONDS
+from ...settings import Settings
 from ...state_file import UnusableState, read, written_age_s
-from ..context import Context
 from ..market.book import Book
+from ..market.comparison import Comparison
 from ..market.freshness import FreshnessWatch
-from ..record import FundingRate
+from ..market.intervals import Intervals
+from ..market.last_day import LastDay
+from ..record import FundingRate, Terms
 from ..source.pool import StreamPool
 from ..source.refusals import LONGEST_BAN_S
 from ..source.rest_poller import RestPoller
@@ -19,7 +23,17 @@ _log = EventLogger(__name__)
 
 
 def restore(
-    path: str, context: Context, book: Book, freshness: FreshnessWatch, rest: RestPoller, stream: StreamPool
+    path: str,
+    settings: Settings,
+    clock: Clock,
+    *,
+    book: Book,
+    intervals: Intervals,
+    freshness: FreshnessWatch,
+    last_day: LastDay,
+    comparison: Comparison,
+    rest: RestPoller,
+    stream: StreamPool,
 ) -> None:
     """Go on from what the last daemon left, so that staleness, gaps and totals stay true. For the start, once.
 
@@ -31,7 +45,7 @@ def restore(
         if os.path.lexists(path):
             _log.warning("old state dropped", cause=error)
         return
-    now, boot_id = context.clock.now(), context.clock.boot_id
+    now, boot_id = clock.now(), clock.boot_id
     down_s = written_age_s(state, now, boot_id)
     # The present by the clock that the file's times are of: this host's may have been set since.
     file_now_s = state["updated_at"] + down_s
@@ -39,18 +53,18 @@ def restore(
     records, status = state["funding_state"], state["connection_status"]
     # Nobody knows for how long the host was off, until Binance's time is known: until then the data counts as stale.
     is_same_boot = bool(boot_id) and state["boot_id"] == boot_id
-    latest_s = now.steady_s - (0.0 if is_same_boot else context.settings.stale_seconds)
+    latest_s = now.steady_s - (0.0 if is_same_boot else settings.stale_seconds)
     book.restore(_rate(symbol, record, steady_minus_file_s, latest_s) for symbol, record in records.items())
-    rest.restore(pause_s(status["rest"], file_now_s), *_intervals(records))
+    intervals.restore({symbol: _terms(record) for symbol, record in records.items()})
+    rest.restore(pause_s(status["rest"], file_now_s))
     stream.restore(pause_s(status, file_now_s))
-    context.last_day.restore(state)
-    context.comparison.state = state["comparison"]
-    freshness.not_running = down_s > GAP_SECONDS
+    last_day.restore(state)
+    comparison.state = state["comparison"]
     started_s, served_s = status["daemon_start_time"] or state["updated_at"], status["market_served_time"] or 0.0
-    freshness.start_at(started_s + steady_minus_file_s, served_s + steady_minus_file_s)
+    freshness.start_at(started_s + steady_minus_file_s, served_s + steady_minus_file_s, down_s)
     if down_s <= GAP_SECONDS:
         # So short a restart is no gap, and none in what was watched either.
-        context.last_day.count(now.wall_s, observed=down_s)
+        last_day.count(now.wall_s, observed=down_s)
     say = _log.info if records else _log.debug
     say("took over", symbols=len(records), not_running_s=down_s)
 
@@ -70,12 +84,11 @@ def _rate(symbol: str, record: Mapping[str, Any], steady_minus_file_s: float, la
         event_time_ms=int(record["eventTime"]),
         source=record["source"],
         received_s=min(latest_s, record["updatedAt"] + steady_minus_file_s),
+        estimated_settle_price=record["estimatedSettlePrice"],
+        interest_rate=record["interestRate"],
     )
 
 
-def _intervals(records: Mapping[str, Any]) -> tuple[dict[str, int], frozenset[str]]:
-    """Return the funding intervals that Binance named, by symbol, and the symbols of which they are known."""
-    known = {
-        s: record["fundingIntervalHours"] for s, record in records.items() if "fundingIntervalAssumed" not in record
-    }
-    return {symbol: hours for symbol, hours in known.items() if hours != USUAL_INTERVAL_HOURS}, frozenset(known)
+def _terms(record: Mapping[str, Any]) -> Terms:
+    cap, floor = record["fundingRateCap"], record["fundingRateFloor"]
+    return Terms(record["fundingIntervalHours"], cap, floor, is_assumed="fundingIntervalAssumed" in record)

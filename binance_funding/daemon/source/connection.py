@@ -12,7 +12,9 @@ from typing import Any
 
 import websocket
 
-from ..context import Context
+from ...clock import Clock
+from ...settings import Settings
+from ..market.exchange_clock import ExchangeClock
 from . import faults
 from .faults import Cause, Kind
 from .libraries import LOOKUP_LIMIT_S, BadProxy, Lookup, shut_down
@@ -76,7 +78,9 @@ class Connection:
 
     def __init__(
         self,
-        context: Context,
+        settings: Settings,
+        clock: Clock,
+        exchange_clock: ExchangeClock,
         number: int,
         url: str,
         take: Callable[[bytes], int],
@@ -88,11 +92,10 @@ class Connection:
         `take` gets each message and returns its median event time in ms, 0 if it has no usable mark price.
         `on_change` is called in the connection's thread after the first mark prices and after the end.
         """
-        self.context = context
         self.number = number
         self.url = url
         self.on_change = on_change
-        self.started_s = context.clock.steady_s()
+        self.started_s = clock.steady_s()
         self.lookup: Lookup | None = None
         """The lookup of the first host's name, None until it began."""
         self.opened_s: float | None = None
@@ -104,6 +107,9 @@ class Connection:
         self.newest_event_time_ms = 0
         self.ending: Cause | None = None
         """Set once, when the connection is over."""
+        self._settings = settings
+        self._clock = clock
+        self._exchange_clock = exchange_clock
         self._take = take
         self._closing = threading.Event()
         self._websocket: Any = _BoundedWebSocket(max_message_bytes)
@@ -146,15 +152,15 @@ class Connection:
         """Return how old its newest mark prices are by Binance's clock; before the first, how long it has tried."""
         if self.last_advance_s is None:
             return self.connecting_s(now_s)
-        return now_s - self.context.exchange_clock.as_of_s(self.newest_event_time_ms, self.last_advance_s)
+        return now_s - self._exchange_clock.as_of_s(self.newest_event_time_ms, self.last_advance_s)
 
     def lag_s(self) -> float | None:
         """Return how old its newest mark prices were when they came, None before the first."""
         return None if self.last_advance_s is None else self.age_s(self.last_advance_s)
 
     def _connect(self) -> None:
-        self.lookup = Lookup(self.url, self.context.clock.steady_s)
-        timeout_s = min(_MAX_CONNECTING_S, self.context.settings.silence_seconds)
+        self.lookup = Lookup(self.url, self._clock.steady_s)
+        timeout_s = min(_MAX_CONNECTING_S, self._settings.silence_seconds)
         try:
             # A redirect is not followed. It would be an attempt that nobody counts, to an address that nobody chose.
             self._websocket.connect(self.url, timeout=timeout_s, suppress_origin=True, redirect_limit=0)
@@ -163,7 +169,7 @@ class Connection:
         except Exception as error:
             # The library parses status line, headers and cookies without checking them, so it may raise anything.
             raise websocket.WebSocketProtocolException(f"the handshake's answer is not HTTP ({error})") from error
-        self.opened_s = self.context.clock.steady_s()
+        self.opened_s = self._clock.steady_s()
         self._websocket.settimeout(_READ_TIMEOUT_S)
 
     def _read(self) -> Cause | None:
@@ -185,7 +191,7 @@ class Connection:
         event_time_ms = self._take(payload)
         if event_time_ms <= self.newest_event_time_ms:
             return
-        now_s = self.context.clock.steady_s()
+        now_s = self._clock.steady_s()
         self.newest_event_time_ms, self.last_advance_s = event_time_ms, now_s
         if self.first_data_s is None:
             self.first_data_s = now_s
@@ -194,7 +200,7 @@ class Connection:
     def _explain(self, error: Exception) -> Cause:
         if isinstance(error, websocket.WebSocketBadStatusException) and error.status_code is not None:
             headers, body = error.resp_headers or {}, error.resp_body or b""
-            return refusal(error.status_code, headers, body, self.context.clock.wall_s())
+            return refusal(error.status_code, headers, body, self._clock.wall_s())
         return faults.from_error(error, self.lookup)
 
 

@@ -19,9 +19,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ...log import EventLogger
-from ..context import Context
-from ..market.feed import Feed
+from ...clock import Clock
+from ...log import EventLogger, LogThrottle
+from ...settings import Settings
+from ..market.exchange_clock import ExchangeClock
+from ..market.last_day import LastDay
+from ..market.thresholds import current_s
 from . import faults
 from .connection import Connection
 from .faults import Cause, Kind
@@ -56,27 +59,33 @@ class StreamPool:
 
     def __init__(
         self,
-        context: Context,
-        feed: Feed,
+        settings: Settings,
+        clock: Clock,
+        exchange_clock: ExchangeClock,
+        last_day: LastDay,
+        take: Callable[[bytes], int],
         spawn: Callable[..., bool],
         *,
         uniform: Callable[[float, float], float] = random.uniform,
         open_connection: Callable[..., Connection] = Connection,
         proven_after_s: float = _PROVEN_AFTER_S,
     ) -> None:
-        """Open nothing yet. `spawn` is Threads.start."""
-        self.context = context
-        self.feed = feed
+        """Open nothing yet. Each connection hands its messages to `take`: see Connection. `spawn` is Threads.start."""
         self.attempts = 0
         """Attempts after a failure or a loss."""
         self.lost = 0
         self.replaced = 0
         self.last_connected_wall_s: float | None = None
         self.last_error: str | None = None
-        self.progress_s = context.clock.steady_s()
+        self.progress_s = clock.steady_s()
         """Steady time at which the supervising thread last went round."""
-        self._clock = context.clock
-        self._settings = context.settings
+        self._settings = settings
+        self._current_s = current_s(settings)
+        self._clock = clock
+        self._exchange_clock = exchange_clock
+        self._last_day = last_day
+        self._throttle = LogThrottle(_log, clock.steady_s)
+        self._take = take
         self._spawn = spawn
         self._uniform = uniform
         self._open_connection = open_connection
@@ -103,7 +112,7 @@ class StreamPool:
         """Until when Binance asked not to be called."""
         self._resumed_s = -math.inf
         """When the process last went on after a pause."""
-        self._proven_url = context.settings.binance_ws_urls[0]
+        self._proven_url = settings.binance_ws_urls[0]
         """The address that data last came from, at first the first."""
         self._url_index = 0
         """Index of the address to try next."""
@@ -163,7 +172,7 @@ class StreamPool:
 
         Without a connection, it is the lag of the last one that was dropped for its lag.
         """
-        if self.context.exchange_clock.offset_s is None:
+        if self._exchange_clock.offset_s is None:
             return None
         lags_s = [lag_s for one in (*self._live, *self._attempts) if (lag_s := one.lag_s()) is not None]
         return min(lags_s, default=self._last_lag_s)
@@ -177,8 +186,6 @@ class StreamPool:
             "connections_wanted": self._settings.stream_connections,
             "url": live[0].url if live else None,
             "last_connected_time": self.last_connected_wall_s,
-            "last_message_time": self.feed.last_message_wall_s,
-            "messages_received": self.feed.messages,
             "disconnects": self.lost,
             "planned_disconnects": self.replaced,
             "reconnect_attempts": self.attempts,
@@ -208,7 +215,7 @@ class StreamPool:
     def _is_current(self, connection: Connection) -> bool:
         """Tell whether its newest mark prices were current when they came."""
         lag_s = connection.lag_s()
-        return lag_s is not None and lag_s <= self.context.current_s
+        return lag_s is not None and lag_s <= self._current_s
 
     def _reap_closing(self, now_s: float) -> None:
         """Abort connections that have not ended in time after they were told to."""
@@ -222,7 +229,7 @@ class StreamPool:
         firsts_s = [one.first_data_s for one in self._live if one.first_data_s is not None]
         if self._failures and any(self._failed_at_s < first_s <= now_s - self._proven_after_s for first_s in firsts_s):
             self._failures = self._losses = 0
-            self.context.throttle.resolve("lost", "silent", log_as="stream steady", live=len(self.live()))
+            self._throttle.resolve("lost", "silent", log_as="stream steady", live=len(self.live()))
 
     def _is_attempt_due(self, now_s: float) -> bool:
         """Tell whether to open a connection: one that is missing, or one that is to replace the oldest."""
@@ -234,7 +241,7 @@ class StreamPool:
     def _next_attempt_s(self) -> float:
         """Return when a missing connection is opened, apart from a pause that Binance asked for."""
         now_s = self._clock.steady_s()
-        is_any_current = any(connection.age_s(now_s) <= self.context.current_s for connection in self.live())
+        is_any_current = any(connection.age_s(now_s) <= self._current_s for connection in self.live())
         longest_s = math.inf if is_any_current else self._failed_at_s + _NONE_CURRENT_WAIT_S
         return min(self._retry_at_s, longest_s)
 
@@ -252,7 +259,8 @@ class StreamPool:
         taken = [one.number for one in (*self._live, *self._attempts)]
         number = next(number for number in itertools.count(1) if number not in taken)
         url = self._choose_url(is_replacement=is_replacement)
-        connection = self._open_connection(self.context, number, url, self.feed.take, self.wake)
+        clocks = self._clock, self._exchange_clock
+        connection = self._open_connection(self._settings, *clocks, number, url, self._take, self.wake)
         self._attempts = (*self._attempts, connection)
         if not self._spawn(f"stream-{number}", connection.run, is_needed=False):
             connection.ending = faults.NO_THREAD
@@ -287,7 +295,7 @@ class StreamPool:
         level, live = logging.DEBUG if self._losses > _MAX_LOSSES_LOGGED else logging.INFO, len(self.live())
         after_s = now_s - connection.started_s
         _log.log(level, "connected", conn=connection.number, url=connection.url, after_s=after_s, live=live)
-        self.context.throttle.resolve("connect failed", "lagging", log_as="stream recovered", live=live)
+        self._throttle.resolve("connect failed", "lagging", log_as="stream recovered", live=live)
 
     def _retire_oldest(self, now_s: float) -> None:
         oldest, *others = self._live
@@ -295,7 +303,7 @@ class StreamPool:
         oldest.close()
         self._closing[oldest] = now_s + _CLOSE_WITHIN_S
         self.replaced += 1
-        self.context.last_day.count(self._clock.wall_s(), planned=1)
+        self._last_day.count(self._clock.wall_s(), planned=1)
         _log.info("rotated", conn=oldest.number, age_s=now_s - oldest.started_s)
 
     def _end(self, connection: Connection, cause: Cause, now_s: float) -> None:
@@ -321,15 +329,15 @@ class StreamPool:
         else:
             event = "lagging" if cause.kind is Kind.LAGGING else "connect failed"
             next_ = "tried again, logged seldom"
-            self.context.throttle.warn(event, str(cause), **facts, url=connection.url, next=next_)
+            self._throttle.warn(event, str(cause), **facts, url=connection.url, next=next_)
 
     def _count_loss(self, cause: Cause, **facts: Any) -> None:
         """Count and log an unplanned disconnection. Losses without a proven connection between them are one problem."""
         self.lost += 1
-        self.context.last_day.count(self._clock.wall_s(), unplanned=1)
+        self._last_day.count(self._clock.wall_s(), unplanned=1)
         self._losses += 1
         loss = cause.kind.value if cause.kind in (Kind.SILENT, Kind.LAGGING) else "lost"
-        self.context.throttle.warn(loss, str(cause), kind=str(min(self._losses, _MAX_LOSSES_LOGGED)), **facts)
+        self._throttle.warn(loss, str(cause), kind=str(min(self._losses, _MAX_LOSSES_LOGGED)), **facts)
 
     def _backoff_s(self, cause: Cause) -> float:
         """Return the longest wait after a failure: twice as long for each failure before it."""

@@ -2,8 +2,10 @@
 
 Facts of the exchange, as of November 2026:
 - Stream rows: `e` "markPriceUpdate", `E` event time ms, `s` symbol, `p` mark price, `i` index price, `r` funding rate,
-  `T` next funding time ms, `st` 1 USD-M / 2 COIN-M (absent before 2026-06-30). Numbers are decimal strings. [1]
-- REST rows: `symbol, markPrice, indexPrice, lastFundingRate, nextFundingTime, time`. [2]
+  `P` estimated settle price, `T` next funding time ms, `st` 1 USD-M / 2 COIN-M (absent before 2026-06-30). Numbers
+  are decimal strings. [1]
+- REST rows: `symbol, markPrice, indexPrice, estimatedSettlePrice, lastFundingRate, interestRate, nextFundingTime,
+  time`. [2]
 - Delivery contracts and settling perpetuals have next funding time 0 and an empty or zero funding rate. [1]
 - COIN-M rows travel on the same all-market stream; other streams reuse `p` with another meaning. [1]
 [1] https://developers.binance.com/docs/derivatives/usds-margined-futures/websocket-market-streams
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ...log import printable
 from ...schema import refuse_constant
-from ..record import REST, STREAM, FundingRate
+from ..record import REST, STREAM, FundingRate, Terms
 
 _LONGEST_SYMBOL = 64
 _QUOTE_CHARACTERS = 200
@@ -24,6 +26,7 @@ _QUOTE_CHARACTERS = 200
 _MOST_OBJECTS = 200_000
 # Far beyond any price, and small enough that whoever calculates with it stays finite.
 _LARGEST_NUMBER = 1e18
+_LONGEST_INTERVAL_HOURS = 24
 
 _USD_M = 1
 
@@ -81,17 +84,22 @@ def decode_premium_index(body: bytes, received_s: float) -> Decoded:
     return decoded
 
 
-def decode_funding_info(body: bytes) -> dict[str, int]:
-    """Decode the answer to GET /fapi/v1/fundingInfo: funding interval in hours by symbol; one not listed has 8.
+def decode_funding_info(body: bytes) -> dict[str, Terms]:
+    """Decode the answer to GET /fapi/v1/fundingInfo: the terms of each symbol that it lists.
 
-    Malformed rows are left out. Raises MalformedMessage if it is not UTF-8, not JSON, or holds no usable row at all:
-    no news must not pass for "all back to 8 h".
+    Rows without a usable interval are left out. Raises MalformedMessage if it is not UTF-8, not JSON, or holds no
+    usable row at all: an empty answer must not mean that all symbols are back to 8 h.
     """
-    rows = [(row.get("symbol"), row.get("fundingIntervalHours")) for row in _parse_list(body) if isinstance(row, dict)]
-    intervals = {s: hours for s, hours in rows if isinstance(s, str) and type(hours) is int and 1 <= hours <= 24}
-    if not intervals:
+    terms = {}
+    for row in _parse_list(body):
+        if isinstance(row, dict) and isinstance(symbol := row.get("symbol"), str):
+            hours = row.get("fundingIntervalHours")
+            if type(hours) is int and 1 <= hours <= _LONGEST_INTERVAL_HOURS:
+                cap, floor = row.get("adjustedFundingRateCap"), row.get("adjustedFundingRateFloor")
+                terms[symbol] = Terms(hours, _optional(cap), _optional(floor))
+    if not terms:
         raise MalformedMessage(f"no funding intervals in {_quote(body)}")
-    return intervals
+    return terms
 
 
 def decode_server_time(body: bytes) -> float:
@@ -169,7 +177,8 @@ def _from_stream_row(row: _Row, received_s: float) -> FundingRate | None:
     next_time, funding_rate = row["T"], row["r"]
     if next_time == 0 or funding_rate == "":
         return None
-    return _checked(row["s"], funding_rate, row["p"], row["i"], next_time, row["E"], STREAM, received_s)
+    numbers = funding_rate, row["p"], row["i"], row.get("P"), None
+    return _checked(row["s"], *numbers, next_time, row["E"], STREAM, received_s)
 
 
 def _from_premium_index_row(row: _Row, received_s: float) -> FundingRate | None:
@@ -183,7 +192,8 @@ def _from_premium_index_row(row: _Row, received_s: float) -> FundingRate | None:
         return None
     if next_time == 0 or funding_rate == "":
         return None
-    return _checked(row["symbol"], funding_rate, *prices, next_time, row["time"], REST, received_s)
+    numbers = funding_rate, *prices, row.get("estimatedSettlePrice"), row.get("interestRate")
+    return _checked(row["symbol"], *numbers, next_time, row["time"], REST, received_s)
 
 
 def _checked(
@@ -191,6 +201,8 @@ def _checked(
     funding_rate: Any,
     mark_price: Any,
     index_price: Any,
+    settle_price: Any,
+    interest_rate: Any,
     next_time_ms: Any,
     event_time_ms: Any,
     source: str,
@@ -212,4 +224,16 @@ def _checked(
     # False for NaN, too.
     if not (-_LARGEST_NUMBER < rate < _LARGEST_NUMBER and 0 < mark < _LARGEST_NUMBER and 0 < index < _LARGEST_NUMBER):
         raise ValueError(f"one of the numbers {rate}, {mark}, {index}")
-    return FundingRate(symbol, rate, mark, index, next_time_ms, event_time_ms, source, received_s)
+    more = _optional(settle_price), _optional(interest_rate)
+    return FundingRate(symbol, rate, mark, index, next_time_ms, event_time_ms, source, received_s, *more)
+
+
+def _optional(value: Any) -> float | None:
+    """Convert a number that a row need not have. If it is missing or malformed, it is not known."""
+    if not isinstance(value, str) or not value.isascii() or "_" in value:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if -_LARGEST_NUMBER < number < _LARGEST_NUMBER else None

@@ -1,10 +1,9 @@
-"""Living under systemd: its socket and its watchdog; stopping at a signal; threads that cannot die unseen."""
+"""The frame of both programs: retries at the start, stopping at a signal, and threads that cannot die unseen."""
 
 from __future__ import annotations
 
 import errno
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -17,106 +16,27 @@ from typing import Any
 
 import pytest
 
-from binance_funding import service
-from binance_funding.service import EX_OK, EX_OSERR, EX_SOFTWARE, EX_UNAVAILABLE, StopRequest, Threads
+from binance_funding import program
+from binance_funding.program import EX_OK, EX_OSERR, EX_SOFTWARE, EX_UNAVAILABLE, StopRequest, Threads
 from tests.support.programs import ROOT
 from tests.support.waiting import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
-def outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No service manager unless a test brings one."""
-    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM"):
-        monkeypatch.delenv(name, raising=False)
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program was started by hand, unless a test brings a service manager."""
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
 
 
 @pytest.fixture
-def manager() -> Iterator[socket.socket]:
-    """A socket such as systemd's, not bound yet."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(PATIENCE_S)
-        yield sock
-
-
-def test_systemd_is_notified_over_its_socket(
-    manager: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One datagram for each notification, as given."""
-    address = str(tmp_path / "notify")
-    manager.bind(address)
-    monkeypatch.setenv("NOTIFY_SOCKET", address)
-    service.notify("READY=1")
-    service.notify("STATUS=币安")
-    assert [manager.recv(100), manager.recv(100)] == [b"READY=1", "STATUS=币安".encode()]
-
-
-def test_an_abstract_socket_is_understood(manager: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name begins with @ in the variable and with NUL on the wire."""
-    name = f"binance-funding-test-{os.getpid()}"
-    manager.bind("\0" + name)
-    monkeypatch.setenv("NOTIFY_SOCKET", "@" + name)
-    service.notify("WATCHDOG=1")
-    assert manager.recv(100) == b"WATCHDOG=1"
-
-
-@pytest.mark.parametrize("address", ["/nonexistent/notify", "@nobody-listens-here", "relative", "/" + "x" * 200])
-def test_a_manager_that_cannot_be_reached_is_the_callers_to_log(
-    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It comes every second: the caller logs it once."""
-    monkeypatch.setenv("NOTIFY_SOCKET", address)
-    assert not service.notify("READY=1")
-    assert caplog.records == []
-
-
-def test_a_manager_that_does_not_listen_does_not_block(
-    manager: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its queue is full: the notification is lost, the caller knows, and the program goes on."""
-    address = str(tmp_path / "notify")
-    manager.bind(address)
-    monkeypatch.setenv("NOTIFY_SOCKET", address)
-    assert not all(service.notify("STATUS=x") for _ in range(5000))
-
-
-def test_without_a_manager_nothing_is_sent(caplog: pytest.LogCaptureFixture) -> None:
-    """By hand, in a container, in a test."""
-    assert service.notify("READY=1")
-    assert caplog.records == []
-
-
-@pytest.mark.parametrize(
-    ("microseconds", "pid", "seconds"),
-    [
-        (None, None, None),
-        ("30000000", None, 15.0),
-        pytest.param("30000000", str(os.getpid()), 15.0, id="this process"),
-        ("500000", None, 0.25),
-        ("30000000", "1", None),
-        ("30000000", "", None),
-        ("0", None, None),
-        ("", None, None),
-        ("-1", None, None),
-        ("soon", None, None),
-    ],
-)
-def test_the_watchdog_is_fed_at_half_its_time(
-    microseconds: str | None, pid: str | None, seconds: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only where it is meant for this process."""
-    for name, value in (("WATCHDOG_USEC", microseconds), ("WATCHDOG_PID", pid)):
-        if value is not None:
-            monkeypatch.setenv(name, value)
-    assert service.watchdog_interval_s() == seconds
-
-
-@pytest.fixture
-def told(manager: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> socket.socket:
+def told(by_hand: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     """What systemd is told, one datagram after the other: the program runs under it."""
     address = str(tmp_path / "notify")
-    manager.bind(address)
-    monkeypatch.setenv("NOTIFY_SOCKET", address)
-    return manager
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(PATIENCE_S)
+        manager.bind(address)
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        yield manager
 
 
 def taken(_error: OSError) -> tuple[str, int]:
@@ -143,7 +63,7 @@ def test_what_is_taken_at_the_start_ends_the_program_with_its_line_and_status(
 ) -> None:
     """Whoever started it by hand is told at once."""
     with pytest.raises(SystemExit) as end:
-        service.acquire(failing(1), taken, StopRequest())
+        program.acquire(failing(1), taken, StopRequest())
     assert end.value.code == EX_UNAVAILABLE
     assert caplog.messages == ["cannot listen: address already in use"]
 
@@ -152,7 +72,7 @@ def test_under_systemd_what_is_taken_is_waited_for_and_logged_once(
     told: socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A restart each second would fill the journal; the start's own limit is put off meanwhile."""
-    assert service.acquire(failing(3), taken, StopRequest(), retry_s=0.0) == "a listener"
+    assert program.acquire(failing(3), taken, StopRequest(), retry_s=0.0) == "a listener"
     assert caplog.messages == ['waiting cause="cannot listen: address already in use" next="tried every second"']
     extended = b"EXTEND_TIMEOUT_USEC=10000000\nSTATUS=waiting: cannot listen: address already in use"
     assert [told.recv(1000) for _ in range(3)] == [extended] * 3
@@ -162,7 +82,7 @@ def test_waiting_for_what_is_taken_ends_at_a_request_to_stop(told: socket.socket
     """With status 0, as a service that was stopped."""
     stop = StopRequest()
     with pytest.raises(SystemExit) as end:
-        service.acquire(failing(1, and_then=stop.make), taken, stop)
+        program.acquire(failing(1, and_then=stop.make), taken, stop)
     assert end.value.code == EX_OK
 
 
@@ -269,11 +189,11 @@ def test_a_stop_request_may_be_made_amid_its_own_wait() -> None:
 
 STOPPED_AMID_ROUNDS = """
 import os, signal, sys, time
-from binance_funding import service
+from binance_funding import program
 
 def run(ready):
-    stop = service.StopRequest()
-    service.on_signals(stop.make)
+    stop = program.StopRequest()
+    program.on_signals(stop.make)
     os.write(ready, b".")
     while not stop.wait(0):
         pass
@@ -317,9 +237,9 @@ def test_sigterm_ends_every_process_whatever_its_wait_is_doing() -> None:
 
 SIGNAL_PROGRAM = """
 import time
-from binance_funding import service
-stop = service.StopRequest()
-service.on_signals(stop.make)
+from binance_funding import program
+stop = program.StopRequest()
+program.on_signals(stop.make)
 print("ready", flush=True)
 while not stop.wait(60):
     pass
