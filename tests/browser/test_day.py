@@ -129,3 +129,10 @@ def test_the_day_is_summed_up(page: Browser) -> None:
         "Ages are exact to 0.12 s."
     )
     assert " watched · worst age 6:40 min · 2 gaps of 20:45 min · 2 connections lost · 3 rates mismatched" in words
+
+
+def test_shares_that_are_not_known_are_left_out(page: Browser) -> None:
+    """As on the first second of a new host: a share of nothing is not 0 %."""
+    names = ("within5Seconds", "within12Seconds", "withinLimit")
+    said = page.run("return describeFreshness({freshness: arguments[0]})", dict.fromkeys(names))
+    assert said == "Ages are exact to 0.12 s."

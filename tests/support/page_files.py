@@ -66,7 +66,7 @@ def market() -> dict[str, dict[str, Any]]:
 
 def served(**members: Any) -> dict[str, Any]:
     """Return a connection status in which no gap opens, however long a test looks at it."""
-    return status(market_served_time=time.time() + 3600, **members)
+    return status(market_served_time=time.time() + 3600, **{"age_uncertainty_seconds": 0.12, **members})
 
 
 def write(folder: Path, records: dict[str, dict[str, Any]], **members: Any) -> None:
@@ -83,7 +83,8 @@ def quarter_start_s() -> int:
 def quarter(start_s: int, **counts: float) -> dict[str, float]:
     """Return a quarter hour of `history` that went well, but for the counts given."""
     good = {"observed": 900, "unplanned": 0, "planned": 0, "runs": 15, "compared": 9000, "mismatched": 0, "worst": 3.1}
-    return {"start": start_s, **good, **counts}
+    fresh = {"within_5s": 9_999_870, "within_12s": 9_999_999, "within_limit": 10_000_000}
+    return {"start": start_s, **good, "symbol_seconds": 10_000_000, **fresh, **counts}
 
 
 class PageServer(Server):

@@ -18,7 +18,6 @@ _NEW = (
     Field("settledFundingRate", RATIO, ""),
     Field("settledFundingTime", UNIX_MS, ""),
     *(Field(f"fundingRateSum{time}", RATIO, "") for time in ("24h", "7d", "30d")),
-    *(Field(f"fundingRate{name}", RATIO, "") for name in ("Cap", "Floor")),
 )
 # The other modules take these names when they are imported, so this comes first. A test imports only HISTORY_FILE.
 if __name__ == "__main__":
@@ -30,7 +29,7 @@ from binance_funding.server import api  # noqa: E402
 from binance_funding.server.http.message import Request, Response  # noqa: E402
 from binance_funding.server.listing import dump  # noqa: E402
 
-_answer, _health, _report = api.Api.__call__, api.health, api.report  # type: ignore[attr-defined]
+_answer = api.Api.__call__
 _HISTORY = "/history"
 
 
@@ -55,10 +54,7 @@ def _history(symbol: str, query: str) -> Response:
 
 def main() -> int:
     """Run the server."""
-    shares = {"within5Seconds": 0.999987, "within12Seconds": 0.9999999, "withinLimit": 1.0}
     api.Api.__call__ = _answered  # type: ignore[method-assign]
-    api.health = lambda *given: {**_health(*given), "ageUncertaintySeconds": 0.12}  # type: ignore[attr-defined]
-    api.report = lambda *given, **named: {**_report(*given, **named), "freshness": shares}  # type: ignore[attr-defined]
     return funding_api_server.main()
 
 
