@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from bench import daemon, growth, history, machine, proxied, push, server
+from bench import daemon, growth, history, machine, page, proxied, push, server
 
 _PARTS = {
     "daemon": daemon.measure,
@@ -14,8 +14,16 @@ _PARTS = {
     "proxied": proxied.measure,
     "growth": growth.measure,
     "history": history.measure,
+    "page": page.measure,
 }
-_NEEDS = {"server": ("nginx", "wrk"), "push": ("wrk",), "proxied": ("nginx", "wrk"), "growth": ("wrk",)}
+_NEEDS = {
+    "server": ("nginx", "wrk"),
+    "push": ("wrk",),
+    "proxied": ("nginx", "wrk"),
+    "growth": ("wrk",),
+    "page": ("chromium", "chromedriver"),
+}
+_PACKAGES = {"nginx": "nginx-light", "chromedriver": "chromium-driver"}
 _RESULTS = Path(__file__).with_name("results.md")
 
 
@@ -34,7 +42,7 @@ def main() -> None:
 def _measure(part: str) -> str:
     missing = [program for program in _NEEDS.get(part, ()) if shutil.which(program) is None]
     if missing:
-        packages = " ".join("nginx-light" if program == "nginx" else program for program in missing)
+        packages = " ".join(_PACKAGES.get(program, program) for program in missing)
         return f"## {part.capitalize()}\n\nNot measured: {' and '.join(missing)} not found (apt install {packages})."
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         return _PARTS[part](Path(folder))

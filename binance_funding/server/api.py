@@ -33,7 +33,6 @@ _VARY_ENCODING = ("Vary", "Accept-Encoding")
 _EVENT_STREAM = (("Content-Type", "text/event-stream; charset=utf-8"), _NO_STORE, ("X-Accel-Buffering", "no"))
 _RETRY_AFTER = ("Retry-After", "5")
 _VERSIONS_PER_S = 10
-_PAGE = Body(page.CONTENT)
 
 
 class Call(NamedTuple):
@@ -95,6 +94,8 @@ class Api:
         self._pushed_version: Hashable = None
         self._list: tuple[int, Body] = 0, Body(b"")
         """The edition of the listing, and the body of /funding made from it."""
+        self._page: tuple[int, Body] = 0, Body(b"")
+        """The edition of the listing, and the page with the plain table made from it."""
         self._file_metrics: tuple[int, Body] = 0, Body(b"")
         """The version of the content, and the metrics of the file made from it."""
         self.endpoints = {
@@ -153,7 +154,10 @@ class Api:
 
     def _root(self, call: Call) -> Response:
         if accepts(call.request.headers.get("accept", ""), "text/html"):
-            return conditional(call.request, _PAGE, page.HEADERS)
+            self._listing.refresh(self._content, call.file_age_s)
+            if self._page[0] != self._listing.edition:
+                self._page = self._listing.edition, Body(page.CONTENT + page.plain_table(self._listing.fresh()))
+            return conditional(call.request, self._page[1], page.HEADERS)
         body = dump({"name": "binance-funding", "version": __version__, "endpoints": _EXAMPLES})
         return Response(200, body, (_JSON, page.VARY))
 

@@ -159,6 +159,11 @@ class Listing:
             self._orders[order] = order.sort(self.all)
         return self._orders[order]
 
+    def fresh(self) -> list[Record]:
+        """Return the records that a person may act on: neither stale, nor halted, nor delisted."""
+        fresh = [listed.record for listed in self.all if not listed.is_stale]
+        return [record for record in fresh if "halted" not in record and "unlisted" not in record]
+
     def within(self, file_age_s: float, limit_s: float) -> bytes:
         """Return all records as `changes_of_all` does, but as they are for a reader with a stricter limit."""
         members = [listed.member_within(file_age_s, limit_s) for listed in self.all]

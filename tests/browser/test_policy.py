@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.browser import Browser, chromium
-from tests.support.page_files import HOSTILE, market, write
+from tests.support.page_files import HOSTILE, market, settlements, write, write_history
 from tests.support.programs import Server
 
 
@@ -22,8 +22,9 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser, folder: Path, server: Server) -> Browser:
     """The page, with all that it loads."""
     write(folder, market())
+    write_history(folder, {symbol: settlements(8) for symbol in market()})
     browser.open(server)
-    browser.wait_for_rows(48)
+    browser.wait_for_rows(49)
     browser.wait("strip.children.length === 97", "the strip")
     return browser
 
@@ -43,7 +44,9 @@ def test_no_request_leaves_the_host(page: Browser, server: Server) -> None:
 def test_the_page_obeys_its_own_policy(page: Browser) -> None:
     """It violates no directive, and nothing is written to the console."""
     page.element("#filter").send_keys("btc")
-    page.driver.find_element("xpath", "//th/button[text()='Age']").click()
+    page.click_column("Age")
+    page.element("#rows .symbol button").click()
+    page.wait("past.rows.length > 0 && chart !== null", "the chart")
     assert page.violations() == []
     assert page.records("browser") == []
 

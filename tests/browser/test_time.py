@@ -27,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def page(browser: Browser, server: Server) -> Browser:
     """The page of a good day."""
     browser.open(server)
-    browser.wait_for_banner("healthy", "25 symbols")
+    browser.wait_for_state("healthy", "25 symbols")
     return browser
 
 
@@ -42,18 +42,19 @@ def silence(server: Server, page: Browser) -> Iterator[None]:
 
 
 def test_data_grows_old_and_stale_without_a_word_from_the_server(page: Browser, silence: None) -> None:
-    """Each row goes stale by itself, and the banner no longer calls it fresh. No question is asked in the meantime."""
+    """Each row goes stale by itself, and the page no longer calls it fresh. No question is asked in the meantime."""
     page.run("checkedAt = Infinity")
-    page.wait("document.querySelectorAll('tbody tr[data-state=stale]').length === 25", "all rows stale")
-    page.wait_for_banner("unhealthy", "Not fresh: do not trade on this")
-    assert page.run("return document.querySelector('tbody td:last-child').textContent.startsWith('stale ')")
+    page.wait("rows.textContent.includes('late ')", "rows that are late")
+    page.wait("rows.querySelectorAll('[data-state=stale]').length === 25", "all rows stale")
+    page.wait_for_state("unhealthy", "Not fresh: do not trade on this")
+    assert page.run("return rows.querySelector('.ageSeconds').textContent.startsWith('stale ')")
 
 
 def test_a_silent_server_is_taken_for_gone(server: Server, page: Browser, silence: None) -> None:
     """An open connection that says nothing is no sign of life; the page comes back by itself."""
-    page.wait_for_banner("gone", "No connection to the server")
+    page.wait_for_state("gone", "No connection to the server")
     server.process.send_signal(signal.SIGCONT)
-    page.wait_for_banner("healthy", "Fresh")
+    page.wait_for_state("healthy", "Fresh")
 
 
 def test_time_passed_asleep_counts(server: Server, page: Browser, silence: None) -> None:
@@ -61,7 +62,7 @@ def test_time_passed_asleep_counts(server: Server, page: Browser, silence: None)
     page.run("const now = Date.now; Date.now = () => now() + 3600000;")
     page.wait("/newest data 60:\\d\\d min old/.test(facts.textContent)", "the hour is counted")
     server.process.send_signal(signal.SIGCONT)
-    page.wait_for_banner("healthy", "Fresh")
+    page.wait_for_state("healthy", "Fresh")
     page.wait("/newest data \\d s old/.test(facts.textContent)", "new numbers")
 
 
@@ -69,9 +70,9 @@ def test_time_passed_asleep_counts(server: Server, page: Browser, silence: None)
 def test_a_wrong_clock_changes_no_age(browser: Browser, server: Server, wrong_ms: int) -> None:
     """Ages are counted by the server's clock, whatever the browser takes for the time."""
     browser.open(server, f"const now = Date.now; Date.now = () => now() + {wrong_ms};")
-    browser.wait_for_banner("healthy", "25 symbols")
+    browser.wait_for_state("healthy", "25 symbols")
     browser.wait("/newest data \\d s old/.test(facts.textContent)", "an age of seconds")
-    assert browser.run("return document.querySelectorAll('tbody tr[data-state=stale]').length") == 0
+    assert browser.run("return order.filter(isStale).length") == 0
 
 
 def test_a_dead_stream_is_opened_anew_while_the_server_answers(browser: Browser, server: Server) -> None:
@@ -88,9 +89,9 @@ def test_a_dead_stream_is_opened_anew_while_the_server_answers(browser: Browser,
         };
         """,
     )
-    browser.wait("rows.size === 25", "the snapshot")
+    browser.wait("records.size === 25", "the snapshot")
     browser.wait("opened === 2", "a second stream")
-    browser.wait_for_banner("healthy", "Fresh")
+    browser.wait_for_state("healthy", "Fresh")
 
 
 def test_a_hidden_page_gives_its_connection_back(page: Browser) -> None:
@@ -100,4 +101,4 @@ def test_a_hidden_page_gives_its_connection_back(page: Browser) -> None:
     assert page.run("return source.readyState === EventSource.CLOSED")
     page.run("window.seen = true; document.dispatchEvent(new Event('visibilitychange'));")
     page.wait("source.readyState === EventSource.OPEN", "the stream is open again")
-    page.wait_for_banner("healthy", "Fresh")
+    page.wait_for_state("healthy", "Fresh")

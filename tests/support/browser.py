@@ -42,7 +42,7 @@ class Browser:
     def __init__(self, driver: Chrome) -> None:
         self.driver = driver
         self._before: list[str] = []
-        self.resize(1600, 1000)
+        self.resize(1500, 1400)
         self.set("Emulation.setTimezoneOverride", timezoneId="UTC")
 
     def set(self, command: str, **parameters: Any) -> Any:
@@ -59,14 +59,19 @@ class Browser:
         """Prefer "light" or "dark"."""
         self.set("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def open(self, server: Server, before: str = "") -> None:
-        """Open the page anew. `before` is run ahead of its own script."""
+    def open(self, server: Server, before: str = "", chosen: str = "") -> None:
+        """Open the page anew, without the favourites of another test. `before` is run ahead of its own script.
+
+        `chosen` is put behind # in the address.
+        """
         while self._before:
             self.set("Page.removeScriptToEvaluateOnNewDocument", identifier=self._before.pop())
         for source in (_WATCH, before):
             answer = self.set("Page.addScriptToEvaluateOnNewDocument", source=source)
             self._before.append(answer["identifier"])
-        self.driver.get(f"http://127.0.0.1:{server.port}/")
+        self.driver.get("about:blank")  # only what stands behind # may differ, which would load nothing
+        self.set("Storage.clearDataForOrigin", origin=f"http://127.0.0.1:{server.port}", storageTypes="local_storage")
+        self.driver.get(f"http://127.0.0.1:{server.port}/{chosen}")
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Run a script in the page; its arguments are in `arguments`, and it may `return` something."""
@@ -87,7 +92,7 @@ class Browser:
         try:
             return eventually(lambda: self.run(f"return {expression}"), what, within_s)
         except AssertionError as error:
-            raise AssertionError(f"{error}; the banner says {self.text('#banner')!r}") from None
+            raise AssertionError(f"{error}; the page says {self.text('#headline')!r}") from None
 
     def text(self, selector: str) -> str:
         """Return the whole text of one element, as a screen reader finds it."""
@@ -98,32 +103,35 @@ class Browser:
         """Return the first element."""
         return self.driver.find_element(By.CSS_SELECTOR, selector)
 
-    def wait_for_banner(self, state: str, words: str, within_s: float = PATIENCE_S) -> None:
-        """Wait until the banner shows this state, in these words among others."""
-        shown = f"banner.dataset.state === {json.dumps(state)} && banner.textContent.includes({json.dumps(words)})"
-        self.wait(shown, f"the banner shows {state}: {words}", within_s)
+    def wait_for_state(self, state: str, words: str, within_s: float = PATIENCE_S) -> None:
+        """Wait until status line and alert show this state, in these words among others."""
+        told = "headline.textContent + ' ' + document.getElementById('alert').textContent"
+        shown = f"headline.dataset.state === {json.dumps(state)} && ({told}).includes({json.dumps(words)})"
+        self.wait(shown, f"the page says that it is {state}: {words}", within_s)
 
     def wait_for_rows(self, count: int) -> None:
-        """Wait until the table shows so many symbols."""
-        self.wait(f"[...rows.values()].filter(r => r.element?.isConnected).length === {count}", f"{count} rows")
+        """Wait until the table holds so many symbols, in sight or not."""
+        self.wait(f"document.getElementById('table').ariaRowCount === '{count + 1}'", f"{count} rows")
 
-    def row(self, symbol: str) -> list[str]:
-        """Return the texts of a symbol's row, by column."""
-        cells: list[str] = self.run(
-            "return [...[...document.querySelectorAll('tbody tr')]"
-            ".find(row => row.cells[0].textContent === arguments[0]).cells].map(cell => cell.textContent)",
+    def row(self, symbol: str) -> dict[str, str]:
+        """Return the texts of a symbol's row that can be read, by the names of the columns."""
+        cells: dict[str, str] = self.run(
+            "const heads = [...columns.children].map(head => head.textContent);"
+            "const row = [...rows.children].find(row => row.children[1].textContent === arguments[0]);"
+            "return Object.fromEntries([...row.children].map((cell, i) => [heads[i], cell])"
+            ".filter(([, cell]) => cell.checkVisibility()).map(([head, cell]) => [head, cell.textContent]))",
             symbol,
         )
         return cells
 
-    def column(self, number: int = 0) -> list[str]:
-        """Return the texts of a column, from the top, of the rows that are shown."""
-        cells: list[str] = self.run(
-            "return [...document.querySelectorAll('tbody tr')].filter(row => row.checkVisibility())"
-            ".map(row => row.cells[arguments[0]].textContent)",
-            number,
-        )
-        return cells
+    def symbols(self) -> list[str]:
+        """Return the symbols of the rows that are drawn, from the top."""
+        found: list[str] = self.run("return [...rows.children].map(row => row.children[1].textContent)")
+        return found
+
+    def click_column(self, name: str) -> None:
+        """Click on the head of a column."""
+        self.driver.find_element("xpath", f"//*[@id='columns']//button[text()='{name}']").click()
 
     def press(self, *keys: str) -> None:
         """Press keys one after the other, wherever the focus is."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from binance_funding.server.api import Api
 from binance_funding.server.http.message import Request
+from binance_funding.server.page import CONTENT
 from binance_funding.server.state_reader import StateReader
 from binance_funding.settings import Settings
 from binance_funding.settlements import SettlementWriter, hour_of
@@ -429,6 +430,32 @@ def test_the_page_is_for_who_accepts_html(server: ApiOverFile, accept: str, is_p
     headers = dict(server.get("/", accept=accept).headers)
     assert headers["Content-Type"].startswith("text/html" if is_page else "application/json")
     assert headers["Vary"] == "Accept, Accept-Encoding"
+
+
+def test_the_plain_table_of_the_page_holds_what_is_fresh(server: ApiOverFile) -> None:
+    """Stale, halted and delisted symbols are left out. Without fresh data, the page says so."""
+    left_out = {"HALT": record(halted=True), "LEFT": record(unlisted=True), "OLD": record(updatedAt=WALL_S - 100)}
+    assert b"No fresh data." in server.get("/", accept="text/html").body
+    server.put(state({"NEW": record(), **left_out}))
+    shown = server.get("/", accept="text/html").body.removeprefix(CONTENT)
+    assert b"1 symbols with fresh data" in shown
+    assert [name in shown for name in (b"NEW", b"HALT", b"LEFT", b"OLD")] == [True, False, False, False]
+    server.time.advance(Settings().stale_seconds + 1)
+    assert b"No fresh data." in server.get("/", accept="text/html").body
+
+
+def test_the_page_is_made_again_only_when_a_record_changes(server: ApiOverFile) -> None:
+    """A newer file with the same records changes neither the page nor its tag, and a known tag is answered 304."""
+    server.put(state())
+    first = server.get("/", accept="text/html")
+    tag = dict(first.headers)["ETag"]
+    server.time.advance(5)
+    server.put(state(updated_at=WALL_S + 5, boottime=STEADY_S + 5))
+    assert server.get("/", accept="text/html").body is first.body
+    known = server.get("/", accept="text/html", if_none_match=tag)
+    assert (known.status, known.body, dict(known.headers)["ETag"]) == (304, b"", tag)
+    server.put(state({"BTCUSDT": record(fundingRate=0.5)}))
+    assert server.get("/", accept="text/html", if_none_match=tag).status == 200
 
 
 @pytest.mark.parametrize(
