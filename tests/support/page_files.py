@@ -18,6 +18,7 @@ PATIENT = {"STALE_SECONDS": 180, "HEARTBEAT_SECONDS": 60}
 """Settings with which a file that nobody writes again stays fresh for as long as a test needs."""
 QUARTER_S = 900
 HISTORY_FILE = "history.sqlite3"
+_SUMS = ("24h", "7d", "30d")
 HOSTILE = "<img src=x onerror=alert(1)>"
 NON_ASCII = "币安人生USDT"
 
@@ -25,8 +26,9 @@ NON_ASCII = "币安人生USDT"
 def aged(age_s: float, **fields: Any) -> dict[str, Any]:
     """Return a record that was true so long ago; its funding is in 2 h 0 min 30 s from then."""
     at_s = time.time() - age_s
+    unknown = dict.fromkeys(("settledFundingRate", "settledFundingTime", *map("fundingRateSum{}".format, _SUMS)))
     times = {"updatedAt": round(at_s, 3), "eventTime": int(at_s * 1000), "nextFundingTime": int((at_s + 7230) * 1000)}
-    return record(**{**times, **fields})
+    return record(**{**unknown, **times, **fields})
 
 
 def settled(rate: float, sum_7d: float | None = None) -> dict[str, Any]:
@@ -116,10 +118,13 @@ def write_history(folder: Path, histories: dict[str, dict[str, Any]]) -> None:
     (folder / HISTORY_FILE).unlink(missing_ok=True)
     writer, now_ms = SettlementWriter(str(folder / HISTORY_FILE), days=120), int(time.time() * 1000)
     this_hour_ms = hour_of(now_ms)
-    awaited_ms = this_hour_ms - 3 * HOUR_MS - this_hour_ms // HOUR_MS % 2 * HOUR_MS + HOUR_MS  # an odd hour
+    awaited_ms = this_hour_ms // (4 * HOUR_MS) * 4 * HOUR_MS - 3 * HOUR_MS  # an hour without settlements
     known_ms = range(this_hour_ms - 92 * DAY_MS, this_hour_ms + 1, HOUR_MS)
     rows, estimates = [], collections.defaultdict[int, dict[str, float | None]](dict)
     for symbol, history in histories.items():
+        for row in history["data"][:1]:  # the interval of the first one is known from the settlement before it
+            before_ms = row["fundingTime"] - row["fundingIntervalHours"] * HOUR_MS
+            rows.append(Settlement(symbol, before_ms, REGULAR, 0, None))
         if not history["complete"]:
             estimates[awaited_ms][symbol] = None
         for row in history["data"]:
