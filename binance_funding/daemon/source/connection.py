@@ -115,7 +115,7 @@ class Connection:
         self._websocket: Any = _BoundedWebSocket(max_message_bytes)
 
     def run(self) -> None:
-        """Connect, and read until the connection ends; blocks. Network errors are not raised, but stored in `ending`."""
+        """Connect, and read until the connection ends; blocks. Network errors are not raised: see `ending`."""
         ending = Cause(Kind.LOST, "closed by us")
         try:
             if not self._closing.is_set():
@@ -141,7 +141,7 @@ class Connection:
         self._websocket.abort()
 
     def connecting_s(self, now_s: float) -> float:
-        """Return how long the connection has waited for its first mark prices, without the time of the name lookup."""
+        """Return how long the connection has waited for mark prices, without the time of the name lookup."""
         since_s = self.started_s
         if self.lookup is not None:
             looked_up_s = min(now_s, self.started_s + LOOKUP_LIMIT_S)
