@@ -2,27 +2,31 @@
 """Keep the newest funding rate of every Binance USD-M perpetual in one JSON file.
 
 The story, in the order in which data flows (binance_funding/daemon/):
-  source/connection.py      one WebSocket connection to !markPrice@arr, in a thread of its own
-  source/pool.py            several of them, watched: silence, lag, backoff, planned replacement
-  source/rest_poller.py     snapshots: to compare, for symbols that the stream lacks, and while it delivers nothing new
-  source/rest_client.py     one REST request, which ends at its deadline
-  source/faults.py          why a connection or a request failed
-  source/rates.py           both formats of Binance become FundingRate records
-  record.py                 the FundingRate record, and how the file shows it
-  source/feed.py            where everything from Binance arrives: decoded once, checked against its time, merged
-  market/exchange_clock.py  what time it is at Binance: a record is as old as it is by that clock
+  source/connection.py      reads one WebSocket connection to !markPrice@arr, in a thread of its own
+  source/pool.py            keeps several connections alive, and replaces silent, lagging and old ones
+  source/rest_poller.py     decides when to send which REST request
+  source/rest_client.py     sends one REST request, which ends at its deadline
+  source/libraries.py       adds certificates, name lookups and aborting to requests and websocket-client
+  source/refusals.py        computes how long Binance asks us to wait
+  source/faults.py          says why a connection or a request failed
+  source/rates.py           decodes both formats of Binance into FundingRate records
+  record.py                 the FundingRate record, and its form in the state file
+  source/feed.py            checks each message against Binance's time, and merges it
+  market/exchange_clock.py  Binance's time, by which every age is counted
   market/book.py            the newest record of each symbol, whichever source delivered it
-  market/intervals.py       the funding interval of each symbol, and whether it is only assumed
-  market/freshness.py       how current the market is, and its gaps
-  market/symbol_seconds.py  for how long symbols were fresh
-  market/stream_state.py    whether the stream brings the market, or REST has to
+  market/intervals.py       the funding interval, cap and floor of each symbol
+  market/freshness.py       measures how current the market is, and notes gaps
+  market/symbol_seconds.py  counts for how long symbols were fresh
+  market/stream_state.py    decides whether REST has to replace the stream
   market/thresholds.py      every limit by which the market is judged
-  market/comparison.py      a REST snapshot against the stream
-  market/last_day.py        the last 24 hours in quarter hours
-  output/publisher.py       all of it becomes the state file, on every change
-  output/restore.py         and back from it at the start
-supervisor.py joins the parts; schema.py says what the file holds, state_file.py replaces it atomically for the
-HTTP server and everybody else. check.py answers --check.
+  market/comparison.py      compares a REST snapshot with the stream
+  market/last_day.py        the last 24 hours, in quarter hours
+  source/settlement_filler.py  fills the settlement history (../settlements.py)
+  output/publisher.py       writes the state file on every change
+  output/restore.py         restores the state from the file at the start
+  supervisor.py             joins the parts, and watches their threads
+  check.py                  answers --check
+Both programs share ../schema.py (the fields of the state file) and ../state_file.py (replaces and reads it).
 """
 
 import gc

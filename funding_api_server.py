@@ -2,16 +2,18 @@
 """Serve the newest Binance USD-M funding rates over HTTP, from the file that the daemon writes.
 
 The story, in the order in which data flows (binance_funding/server/):
-  state_reader.py  reads the file again when it has changed
-  content.py       what it says, and how old that is
-  listing.py       every record, rendered once for each change
-  api.py           the endpoints; parameters.py and representation.py read and write their HTTP
-  push.py          what subscribers are sent when records change
-  health.py        whether the service is well, and what is wrong
-  report.py        the last 24 hours
-  metrics.py       the same file for Prometheus
-  page.html        the same file for people
-  http/            takes requests and sends the answers; knows nothing of funding rates
+  state_reader.py    reads the state file again when it has changed
+  content.py         the content of one state file, and the ages of its records
+  listing.py         renders each record once for each change
+  api.py             the endpoints, and their answers
+  parameters.py      reads the parameters of a request; unknown.py explains names that are not symbols
+  push.py            sends subscribers the records that changed
+  history.py         answers from the settlement history
+  health.py          judges whether the service is well now; report.py does it for the last 24 hours
+  metrics.py         writes the numbers of the file for Prometheus
+  page.py            serves page.html, which shows the file to people
+  representation.py  compresses a large answer, and gives it an ETag
+  http/              reads requests and sends answers; knows nothing of funding rates; listener.py opens its socket
 """
 
 import math
@@ -23,7 +25,7 @@ from binance_funding.clock import Clock
 from binance_funding.log import EventLogger
 from binance_funding.server.api import Api
 from binance_funding.server.http.server import HttpServer
-from binance_funding.server.listener import listen, raise_file_limit
+from binance_funding.server.listener import listen, raise_file_limit, why_not_listening
 from binance_funding.server.state_reader import StateReader
 from binance_funding.settings import SERVER
 
@@ -35,13 +37,9 @@ def main() -> int:
     settings = program.start_program(SERVER, "Serve the newest Binance USD-M funding rates over HTTP.")
     threads, host, port = program.Threads(), settings.api_host, settings.api_port
     program.on_signals(threads.stop_request.make)
-
-    def explain(error: OSError) -> tuple[str, int]:
-        words = (error.strerror or str(error)).partition(" (while")[0].lower()
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return f"cannot listen on {address}: {words}; change API_PORT or API_HOST", program.EX_UNAVAILABLE
-
-    listener = program.acquire(lambda: listen(host, port), explain, threads.stop_request)
+    listener = program.acquire(
+        lambda: listen(host, port), lambda error: why_not_listening(error, host, port), threads.stop_request
+    )
     fitting = raise_file_limit(settings.api_max_connections)
     if fitting < settings.api_max_connections:
         _log.warning("fewer connections", most=fitting, cause="the limit of open files (ulimit -n)")
@@ -56,7 +54,7 @@ def main() -> int:
         alive_every_s=systemd.watchdog_interval_s() or math.inf,
     )
     program.on_signals(server.stop)
-    if threads.stop_request.wait(0):  # a signal came before the server was its receiver
+    if threads.stop_request.wait(0):  # a signal came before the server could receive it
         server.stop()
     host, port = server.address
     _log.info("listening", version=__version__, pid=os.getpid(), host=host, port=port, state_file=settings.state_file)

@@ -1,6 +1,6 @@
-"""The frame of both programs: command line, exit statuses, signals, retries at the start, and threads.
+"""What both programs have in common: command line, exit statuses, signals, retries at the start, and threads.
 
-A thread that dies ends the program, so no program stays alive with half of its work undone.
+If a thread dies, the program ends. So no program stays alive that does only a part of its work.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def start_program(
     """Parse the command line (--help, --version), set up logging, load the settings and check them further.
 
     Logs a line for each setting that harms the service or has no effect. Exits with status 78 and one line on stderr if
-    the settings are wrong. If `check_host` is given, there is --check, which calls it and exits with what it returns.
+    the settings are wrong. If `check_host` is given, the option --check calls it and exits with the status it returns.
     """
     parser = argparse.ArgumentParser(
         description=description, epilog=help_text(kind), formatter_class=argparse.RawDescriptionHelpFormatter
@@ -69,21 +69,21 @@ def start_program(
 
 
 class StopRequest:
-    """A request to stop, made by a signal handler or any thread, waited for by the main thread.
+    """A request to stop. A signal handler or any thread makes it, and the main thread waits for it.
 
-    Not an Event: its `set` in a handler would wait for ever for the lock that the interrupted `wait` holds, whereas
-    SimpleQueue.put may be called again while it runs. Source: docs.python.org, module queue.
+    A threading.Event does not work here. Its `set` needs a lock. If the signal interrupts `wait` while that holds the
+    lock, the handler waits for ever. SimpleQueue.put is reentrant. Source: docs.python.org, module queue.
     """
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def make(self) -> None:
-        """Ask the program to stop; returns at once."""
+        """Make the request. Returns at once."""
         self._queue.put(None)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until there is a request, for so long; return whether there is."""
+        """Wait for a request, but no longer than the timeout. Return whether there is one."""
         try:
             self._queue.get(timeout=timeout_s)
         except queue.Empty:
@@ -93,7 +93,7 @@ class StopRequest:
 
 
 def on_signals(stop: Callable[[], None]) -> None:
-    """Call `stop` at SIGTERM, SIGINT or SIGHUP; it must be safe to re-enter. A second signal ends the process.
+    """Call `stop` at SIGTERM, SIGINT or SIGHUP; it must be reentrant. A second signal ends the process.
 
     A signal that is ignored when the program starts stays ignored: `nohup` ignores SIGHUP for the programs it runs.
     """
@@ -110,11 +110,11 @@ def on_signals(stop: Callable[[], None]) -> None:
 
 
 def acquire(attempt: Callable[[], T], explain: Explain, stop: StopRequest, retry_s: float = 1.0) -> T:
-    """Return what `attempt` returns. For the start, in the main thread.
+    """Call `attempt` and return its result. For the start of the program, in the main thread.
 
-    Where it raises OSError the program exits, with the sentence and the status for it. Not so under systemd, which
-    would start it anew each second for ever: there the sentence is logged, seldom, and the attempt made again every
-    second, until it succeeds or a stop is requested.
+    If it raises OSError, the program logs the sentence of `explain` and exits with its status. Under systemd, which
+    would restart the program every second, it does not exit. It tries again every second, until the attempt succeeds
+    or a stop is requested, and logs the sentence less and less often.
     """
     throttle = LogThrottle(_log, time.monotonic)
     while True:
@@ -126,34 +126,34 @@ def acquire(attempt: Callable[[], T], explain: Explain, stop: StopRequest, retry
             _log.error(sentence)
             raise SystemExit(status)
         throttle.warn("waiting", sentence, logging.ERROR, next="tried every second")
-        # Source: man sd_notify(3): the start may take so much longer from now.
+        # The start may take 10 s more from now. Source: man sd_notify(3).
         systemd.notify(f"EXTEND_TIMEOUT_USEC=10000000\nSTATUS=waiting: {sentence}")
         if stop.wait(retry_s):
             raise SystemExit(EX_OK)
 
 
 class Threads:
-    """Starts every thread of the program and joins them. If one dies or cannot be started, the program is to stop."""
+    """Starts and joins the threads of the program. Requests a stop if a thread dies or cannot be started."""
 
     def __init__(self, stop_request: StopRequest | None = None) -> None:
         self.stop_request = stop_request or StopRequest()
         self.crashed: str | None = None
-        """Name of the first thread that died of an unexpected error, or that could not be started."""
+        """Name of the first thread that died of an unexpected error or could not be started; None if there is none."""
         self._exit_status = EX_OK
         self._lock = threading.Lock()  # guards _threads: connections start threads while others are joined
         self._threads: list[threading.Thread] = []
 
     def start(self, name: str, work: Callable[[], None], *, is_needed: bool = True) -> bool:
-        """Start a named thread, which does not keep the process alive. Return whether it was started.
+        """Start a daemon thread of this name. Return whether it was started.
 
-        If this host allows no more threads, the program is to stop, unless the thread is not needed.
+        If the host allows no more threads and the thread is needed, request a stop.
         """
         thread = threading.Thread(target=self.guard, args=(name, work), name=name, daemon=True)
         try:
             with self._lock:
                 thread.start()
                 self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
-        except RuntimeError as error:  # the limit of tasks, or no memory for its stack
+        except RuntimeError as error:  # the limit of threads is reached, or there is no memory for the stack
             if is_needed:
                 _log.log(logging.CRITICAL, "thread not started", thread=name, cause=error, next="the program ends")
                 self._end(name, EX_OSERR)
@@ -161,10 +161,10 @@ class Threads:
         return True
 
     def guard(self, name: str, work: Callable[[], None]) -> None:
-        """Do a thread's work, in that thread; log what it dies of."""
+        """Run the work of a thread, in this thread. If the work raises, log the error and request a stop."""
         try:
             work()
-        except Exception:  # noqa: BLE001 - whatever it was, it must not leave a program that looks alive
+        except Exception:  # noqa: BLE001 - a program without this thread would look alive
             _log.log(logging.CRITICAL, "thread died", exc_info=True, thread=name, next="the program ends")
             self._end(name, EX_SOFTWARE)
 
@@ -174,7 +174,7 @@ class Threads:
         self.stop_request.make()
 
     def join(self, within_s: float) -> list[str]:
-        """Wait for all threads to end, for so long in all; return the names of those that did not."""
+        """Wait until all threads have ended, for `within_s` in all. Return the names of the threads that still run."""
         deadline = Deadline(within_s)
         with self._lock:
             threads = list(self._threads)
@@ -183,5 +183,5 @@ class Threads:
         return [thread.name for thread in threads if thread.is_alive()]
 
     def exit_status(self) -> int:
-        """Return the status with which the program is to end."""
+        """Return the exit status of the program."""
         return self._exit_status

@@ -1,6 +1,6 @@
-"""Every setting of both programs: name, default, meaning and check, declared once.
+"""Every setting of both programs, declared once: name, default, meaning and check.
 
-A value comes from the environment, else from `.env` in the working directory, else it is the default.
+A value comes from the environment, or else from `.env` in the working directory. If neither has it, the default holds.
 """
 
 import difflib
@@ -30,18 +30,18 @@ _YEAR_S = 31_536_000
 _SNAPSHOT_WEIGHT, _WEIGHT_PER_MINUTE = 10, 2400
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _DECIMAL = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
-# As urlsplit() gives it: an IPv6 address without brackets; letters of any language.
+# A host as urlsplit() returns it: an IPv6 address has no brackets, and a name may have letters of any language.
 _URL_HOST = re.compile(r"[\w.:-]+")
-# Labels of a name, the parts of an IPv4 address, or an IPv6 address with its zone.
+# A host name, an IPv4 address, or an IPv6 address, perhaps with a zone (fe80::1%eth0).
 _LISTEN_HOST = re.compile(r"[0-9A-Za-z:_%-]{1,63}(\.[0-9A-Za-z:_%-]{1,63})*\.?")
 
 
 class SettingsError(ValueError):
-    """One or more settings are wrong; the text is one line naming each variable, its value and what is allowed."""
+    """One or more settings are wrong. The text names, in one line, each variable, its value and the allowed values."""
 
 
 class InvalidValue(ValueError):
-    """A value that its check does not accept; the text says what is allowed."""
+    """The value of a setting is not allowed. The text says which values are."""
 
 
 def _seconds(text: str) -> float:
@@ -65,7 +65,7 @@ def _is_url(text: str, *schemes: str) -> bool:
     try:
         parts = urlsplit(text)
         addresses_a_host = _URL_HOST.fullmatch(parts.hostname or "") and parts.port != 0
-    except ValueError:  # brackets without an IPv6 address between them, or a port out of range
+    except ValueError:  # brackets that hold no IPv6 address, or a port out of range
         return False
     return parts.scheme in schemes and bool(addresses_a_host) and text.isprintable() and " " not in text
 
@@ -102,7 +102,7 @@ def _level(text: str) -> str:
 
 
 def _setting(default: str, check: Callable[[str], Any], used_by: str, meaning: str) -> Any:
-    """Declare a setting; `default` is the text that the environment would hold, `used_by` the programs that read it."""
+    """Declare a setting. `default` is a text, as in the environment; `used_by` names the programs that use it."""
     metadata = {"text": default, "check": check, "used_by": used_by, "meaning": meaning}
     return field(default=check(default), metadata=metadata)
 
@@ -158,15 +158,15 @@ class Settings:
 
 
 def variable(declared: Field[Any]) -> str:
-    """Name the environment variable of a field of Settings."""
+    """Return the name of the environment variable for a field of Settings."""
     return declared.name.upper()
 
 
 _NAMES = tuple(variable(declared) for declared in fields(Settings))
 _FIRST_WORDS = {name.partition("_")[0] for name in _NAMES}
-# Settings by their names without the last word. In the environment such a name is probably a mistake.
+# Settings by their names without the last word. If the environment has such a name, it is probably a mistake.
 _WITHOUT_ENDING = {name.rpartition("_")[0]: name for name in _NAMES if name.endswith(("_SECONDS", "_URL", "_URLS"))}
-# This name resembles one of ours, but other programs use it for a setting of their own.
+# Names that resemble our settings, but are settings of other programs.
 _OF_OTHERS = {"LOGLEVEL"}
 
 
@@ -175,9 +175,9 @@ def load(environment: Mapping[str, str] = os.environ, env_file: str = ".env") ->
 
     Raises SettingsError if a value is not allowed or a name looks misspelt. The error lists all faults at once.
 
-    A name looks misspelt if its letters, in any order, are those of a setting except for one or two. The environment
-    also holds settings of other programs. There, only names that begin with the first word of a setting (`API_`,
-    `LOG_`, `REST_` ...) are checked.
+    A name looks misspelt if it has the letters of a setting, in any order, except for one or two. The environment also
+    has variables of other programs. Of these, only names that begin with the first word of a setting (`API_`, `LOG_`,
+    `REST_` ...) are checked.
     """
     from_file = _read(env_file)
     given = {**from_file, **environment}
@@ -201,16 +201,16 @@ def load(environment: Mapping[str, str] = os.environ, env_file: str = ".env") ->
 
 
 def sources(environment: Mapping[str, str] = os.environ, env_file: str = ".env") -> dict[str, tuple[str, str]]:
-    """Return each given variable with the place where it is set ("environment" or the name of `env_file`) and its text.
+    """Return the place and the text of each variable that is set. The place is "environment" or the name of `env_file`.
 
     Raises SettingsError if `env_file` cannot be read.
     """
-    given = {env_file: _read(env_file), "environment": environment}  # what comes later wins
+    given = {env_file: _read(env_file), "environment": environment}  # the environment wins
     return {name: (place, texts[name]) for place, texts in given.items() for name in _NAMES if name in texts}
 
 
 def _read(env_file: str) -> dict[str, str]:
-    """Return what `env_file` holds, nothing if there is no such file. Raises SettingsError if it cannot be read."""
+    """Return the variables in `env_file`; none if there is no such file. Raises SettingsError if it cannot be read."""
     try:
         text = Path(env_file).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -224,7 +224,7 @@ def _read(env_file: str) -> dict[str, str]:
 
 
 def warnings(settings: Settings, environment: Mapping[str, str] = os.environ, env_file: str = ".env") -> list[str]:
-    """Return a sentence for each value that harms the service, and for each name that looks like a setting but is none.
+    """Return a sentence for each value that harms the service, and for each name that is mistaken for a setting.
 
     Raises SettingsError if `env_file` cannot be read.
     """

@@ -1,8 +1,8 @@
-"""The JSON file that both programs share, and other programs read: atomic writing, reading and checking, its age.
+"""Writes the state file atomically, reads and checks it, and tells its age.
 
-A reader sees one complete file or the next, never half of one: it is written beside the old one and renamed over it.
-It is not forced to disk (fsync), which would cost more than everything else: after a power failure the data would be
-stale anyway, and a file that cannot be read is dropped at the next start.
+The daemon writes the new file beside the old file, and renames it over the old file. So a reader sees the old file or
+the new file, never a part of one. The file is not forced to disk (fsync), because that would cost more than everything
+else that the daemon does. After a power failure the data is stale anyway, and the daemon drops an unreadable file.
 """
 
 import contextlib
@@ -20,25 +20,26 @@ from typing import Any
 from . import schema
 from .clock import Moment
 
-# Thirty times today's market. A market of this size takes 0.3 s and 60 MB to read, the worst junk 1.5 s and 420 MB.
+# Thirty times the size of today's file. To read such a file takes 0.3 s and 60 MB, to read the worst junk 1.5 s and
+# 420 MB.
 _LARGEST_BYTES = 8 * 1024 * 1024
-_MODE = 0o644  # every local program may read it, whoever it runs as and whatever the umask
-_LOCK_MODE = 0o600  # whoever may open the lock may hold it, and keep the daemon from starting
+_MODE = 0o644  # every local user may read the file; the umask does not change this
+_LOCK_MODE = 0o600  # a user who can open the lock file could hold the lock, and so keep the daemon from starting
 _LOCK_ATTEMPTS, _LOCK_RETRY_S = 10, 0.03
 _CLOCK_SLACK_S = 5.0
 _HEARTBEATS_MISSED, _HEARTBEAT_SLACK_S = 3, 2.0
 
 
 class AlreadyRunning(OSError):
-    """Another daemon holds the state file; the text names its pid."""
+    """Another daemon writes the state file. The text names its pid."""
 
 
 class UnusableState(Exception):
-    """The state file is missing, cannot be read, or is not what a daemon writes; the text says which."""
+    """The state file is missing, cannot be read, or has the wrong content. The text says which."""
 
 
 def why_not(path: str) -> str:
-    """Return why this cannot be the path of a state file, "" where it can."""
+    """Return why this path cannot be that of a state file; "" if it can."""
     path = os.path.realpath(path)
     if os.path.exists(path) and not os.path.isfile(path):
         return "it is there, and not a regular file"
@@ -46,20 +47,20 @@ def why_not(path: str) -> str:
 
 
 class StateFile:
-    """The daemon's side: one writer, which holds a lock for as long as it lives. For one thread."""
+    """The state file for the daemon, its only writer. For one thread."""
 
     def __init__(self, path: str) -> None:
-        # A link stays a link: what it points to is replaced.
+        # If the path is a symbolic link, the link stays, and the file to which it points is replaced.
         self.path = os.path.realpath(path)
         self._temporary = self.path + ".tmp"
 
     def lock(self) -> None:
-        """Become the only writer until the process ends, however it ends.
+        """Become the only writer. The kernel releases the lock when the process ends, even after a crash.
 
-        Raises AlreadyRunning if another daemon is, OSError if the directory cannot be written.
+        Raises AlreadyRunning if another daemon holds the lock, OSError if the directory cannot be written.
         """
         path = self.path + ".lock"
-        # Held open for reading only: a file open for writing would keep the file system from being remounted.
+        # A file open for writing would prevent a remount of the file system as read-only.
         fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, _LOCK_MODE)
         try:
             _lock_exclusively(fd)
@@ -70,16 +71,16 @@ class StateFile:
         try:
             Path(path).write_text(f"{os.getpid()}\n", encoding="ascii")
         except OSError:
-            os.close(fd)  # let go, so that it can be taken again
+            os.close(fd)  # releases the lock, so that the next attempt can take it
             raise
 
     def write(self, records: Iterable[bytes], header: Mapping[str, Any], rest: Mapping[str, Any]) -> None:
-        """Replace the file by `header`, `funding_state` (of `record.render`) and `rest`. Raises OSError."""
-        # Joined as bytes: one symbol of other letters than ASCII would widen the text of all of them.
-        # A record a line, for grep.
+        """Replace the file by `header`, `funding_state` with these records, and `rest`. Raises OSError."""
+        # The records are bytes: in a str, one symbol that is not ASCII makes every character take two bytes or more.
+        # Each record is on a line of its own, so that grep can find it.
         content = b'{%b,"funding_state":{\n%b\n},%b}\n' % (_members(header), b",\n".join(records), _members(rest))
-        # The name is fixed, since the lock admits one writer. Whatever has it is removed rather than reused: what a
-        # killed daemon left, a link, or a FIFO, which would block.
+        # The name is fixed, because the lock admits only one writer. A killed daemon may have left a file of this name.
+        # It is removed, because it may also be a link, which would be followed, or a FIFO, which would block.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._temporary)
         try:
@@ -88,14 +89,14 @@ class StateFile:
                 file.write(content)
             os.replace(self._temporary, self.path)
         except OSError:
-            # On a full disk the half-written copy takes the space that others need.
+            # On a full disk, the incomplete file would take space that other programs need.
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary)
             raise
 
 
 def _lock_exclusively(fd: int) -> None:
-    """Take the lock and keep it while the file is open. Raises BlockingIOError if another daemon holds it."""
+    """Take the lock; it is held until `fd` is closed. Raises BlockingIOError if another daemon holds it."""
     for _ in range(_LOCK_ATTEMPTS - 1):
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,9 +106,9 @@ def _lock_exclusively(fd: int) -> None:
 
 
 def writer_pid(path: str) -> str | None:
-    """Return the pid of the daemon that writes the file, None where none does. Raises OSError where that is not known.
+    """Return the pid of the daemon that writes the file, None if no daemon does.
 
-    The lock is neither made nor kept: it is held for the moment of the question.
+    Creates no lock file, and holds the lock only for a moment. Raises OSError if the lock file cannot be opened.
     """
     try:
         fd = os.open(os.path.realpath(path) + ".lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -128,13 +129,13 @@ def _pid_in(fd: int) -> str:
 
 def _members(values: Mapping[str, Any]) -> bytes:
     text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))[1:-1]
-    return text.encode(errors="replace")  # whatever is quoted from outside, the file can be written
+    return text.encode(errors="replace")  # a text from outside may hold half a surrogate pair, which UTF-8 cannot
 
 
 def read(path: str) -> dict[str, Any]:
-    """Read and check the file; return its content, completed as the schema says.
+    """Read and check the file; return its declared fields. Absent fields get their defaults.
 
-    Raises UnusableState; its __cause__ is an OSError where the file itself could not be read.
+    Raises UnusableState. Its __cause__ is an OSError if the file could not be read at all.
     """
     try:
         parsed = _parse(_read_bytes(path))
@@ -149,7 +150,7 @@ def read(path: str) -> dict[str, Any]:
 
 
 def _read_bytes(path: str) -> bytes:
-    # A FIFO or device in its place must not block whoever reads it.
+    # O_NONBLOCK: if the path is a FIFO or a device, opening it must not block.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         info = os.fstat(fd)
@@ -164,13 +165,13 @@ def _read_bytes(path: str) -> bytes:
 def _parse(content: bytes) -> Any:
     state = json.loads(content.decode("utf-8"), parse_constant=schema.refuse_constant)
     if b"\\ud" in content.lower():
-        # Perhaps half a surrogate pair: let in, it could not be written again.
+        # The escape may be half of a surrogate pair. Encoding it raises ValueError here, and not when it is written.
         json.dumps(state, ensure_ascii=False).encode()
     return state
 
 
 def _complete(parsed: Any) -> dict[str, Any]:
-    """Return what is declared of a file's content, checked, so that no answer can stumble over junk."""
+    """Return the declared fields of the file, checked, so that later code can rely on their types."""
     (header,) = schema.complete(schema.HEADER, [parsed])
     status, comparison = parsed.get("connection_status", {}), parsed.get("comparison", {})
     last = comparison.get("last")
@@ -202,14 +203,15 @@ def _records(parsed: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 EMPTY = _complete({"version": schema.VERSION, "updated_at": 0.0, "funding_state": {}})
-"""The content of a file that says nothing, as it is read."""
+"""What `read` returns for a file with nothing but the required fields."""
 
 
 def written_age_s(state: Mapping[str, Any], now: Moment, boot_id: str) -> float:
-    """Return the seconds since the file was written: exact within one boot, else by the wall clocks.
+    """Return the seconds since the file was written.
 
-    Nobody can set the clock that counts within one boot. A file of another boot was written before this boot began,
-    whatever the wall clocks say, and so was a file that claims to be of the future.
+    If the host has not booted since, the boot clock gives the exact age, because nobody can set that clock. Otherwise
+    the wall clock gives it, but the age is at least the time since the boot. A file whose time lies in the future is
+    taken to be as old as the boot.
     """
     if boot_id and state["boot_id"] == boot_id:
         age_s: float = now.steady_s - state["boottime"]
@@ -221,5 +223,5 @@ def written_age_s(state: Mapping[str, Any], now: Moment, boot_id: str) -> float:
 
 
 def is_heartbeat_late(age_s: float, heartbeat_s: float) -> bool:
-    """Tell whether whoever wrote the file so long ago has stopped: a heartbeat may be late, three in a row are not."""
+    """Tell whether the daemon has stopped, by the age of its file: it has if three heartbeats in a row are missing."""
     return age_s > max(_HEARTBEATS_MISSED * heartbeat_s, heartbeat_s + _HEARTBEAT_SLACK_S)

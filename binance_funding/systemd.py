@@ -1,4 +1,4 @@
-"""The interface to systemd: notifications, the watchdog, and a socket that is kept over a restart."""
+"""The interface to systemd: notifications, the watchdog, and a socket that systemd keeps during a restart."""
 
 import os
 import socket
@@ -12,11 +12,10 @@ _log = EventLogger(__name__)
 
 
 def notify(state: str, *sockets: socket.socket) -> bool:
-    """Send systemd a state, e.g. "READY=1"; does nothing where no service manager listens. Never blocks or raises.
+    """Send systemd a state, such as "READY=1". Never blocks or raises; does nothing if systemd did not start us.
 
-    False where one should listen and could not be reached; the next state may reach it.
-
-    Source: man sd_notify(3), $NOTIFY_SOCKET; sockets go along with FDSTORE=1 and are duplicated by it.
+    `sockets` are sent along, for FDSTORE=1. Returns False if systemd could not be reached; it is safe to try again.
+    Source: man sd_notify(3).
     """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
@@ -33,9 +32,9 @@ def notify(state: str, *sockets: socket.socket) -> bool:
 
 
 def store_socket(sock: socket.socket) -> None:
-    """Give systemd a socket to keep, in place of the one before, for the next process of this unit.
+    """Let systemd keep a socket for the next process of this unit. It replaces the socket that was stored before.
 
-    What the unit keeps is closed when it is stopped for good, not by a crash or `systemctl restart`.
+    systemd keeps the socket over a crash and `systemctl restart`, and closes it after `systemctl stop`.
     Source: man sd_pid_notify_with_fds(3); man systemd.service(5), FileDescriptorStoreMax=.
     """
     notify(f"FDSTOREREMOVE=1\n{_STORED}")
@@ -43,7 +42,9 @@ def store_socket(sock: socket.socket) -> None:
 
 
 def take_stored_socket() -> socket.socket | None:
-    """Return the socket that the process before gave to store_socket, None without one or when called again.
+    """Return the socket that an earlier process stored with `store_socket`; None if there is none.
+
+    A second call returns None.
 
     Source: man sd_listen_fds(3).
     """
@@ -53,7 +54,7 @@ def take_stored_socket() -> socket.socket | None:
 
 
 def watchdog_interval_s() -> float | None:
-    """Return how often systemd wants to hear WATCHDOG=1 (half of WatchdogSec), None where it does not.
+    """Return the seconds between two WATCHDOG=1 (half of WatchdogSec); None if the unit has no watchdog.
 
     Source: man sd_watchdog_enabled(3).
     """

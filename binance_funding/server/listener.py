@@ -3,6 +3,7 @@
 import resource
 import socket
 
+from ..program import EX_UNAVAILABLE
 from ..systemd import store_socket, take_stored_socket
 from .http.server import Limits
 
@@ -34,6 +35,13 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
     store_socket(listener)
     return listener
+
+
+def why_not_listening(error: OSError, host: str, port: int) -> tuple[str, int]:
+    """Return why `listen` failed, as a sentence, and the exit status for it."""
+    words = (error.strerror or str(error)).partition(" (while")[0].lower()
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"cannot listen on {address}: {words}; change API_PORT or API_HOST", EX_UNAVAILABLE
 
 
 def raise_file_limit(max_connections: int) -> int:

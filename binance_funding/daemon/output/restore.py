@@ -1,4 +1,4 @@
-"""What a starting daemon takes over from the file that the last one left, with its old times."""
+"""Restores the state of an earlier daemon from the state file at the start. The records keep their old times."""
 
 import os
 from collections.abc import Mapping
@@ -35,9 +35,9 @@ def restore(
     rest: RestPoller,
     stream: StreamPool,
 ) -> None:
-    """Go on from what the last daemon left, so that staleness, gaps and totals stay true. For the start, once.
+    """Restore every part from the file, so that ages, gaps and totals continue. Called once, at the start.
 
-    A file that cannot be read is dropped with a warning; none is no news.
+    A file that cannot be read is dropped with a warning. A missing file is normal.
     """
     try:
         state = read(path)
@@ -47,11 +47,12 @@ def restore(
         return
     now, boot_id = clock.now(), clock.boot_id
     down_s = written_age_s(state, now, boot_id)
-    # The present by the clock that the file's times are of: this host's may have been set since.
+    # The present on the wall clock as it was when the file was written. Somebody may have set the clock since.
     file_now_s = state["updated_at"] + down_s
     steady_minus_file_s = now.steady_s - file_now_s
     records, status = state["funding_state"], state["connection_status"]
-    # Nobody knows for how long the host was off, until Binance's time is known: until then the data counts as stale.
+    # After a boot, the time for which the host was off is not known. So the data counts as stale until Binance's time
+    # is known.
     is_same_boot = bool(boot_id) and state["boot_id"] == boot_id
     latest_s = now.steady_s - (0.0 if is_same_boot else settings.stale_seconds)
     book.restore(_rate(symbol, record, steady_minus_file_s, latest_s) for symbol, record in records.items())
@@ -63,14 +64,14 @@ def restore(
     started_s, served_s = status["daemon_start_time"] or state["updated_at"], status["market_served_time"] or 0.0
     freshness.start_at(started_s + steady_minus_file_s, served_s + steady_minus_file_s, down_s)
     if down_s <= GAP_SECONDS:
-        # So short a restart is no gap, and none in what was watched either.
+        # Such a short restart is not a gap, and the time counts as observed.
         last_day.count(now.wall_s, observed=down_s)
     say = _log.info if records else _log.debug
     say("took over", symbols=len(records), not_running_s=down_s)
 
 
 def pause_s(status: Mapping[str, Any], now_s: float) -> float:
-    """Return how long Binance still asks not to be asked."""
+    """Return the seconds that remain of a pause that Binance asked for; 0 if there is none."""
     return min(max(0.0, (status["paused_until"] or 0.0) - now_s), LONGEST_BAN_S)
 
 

@@ -1,7 +1,7 @@
 """One WebSocket connection to the mark price stream, from connecting to its end, in a thread of its own.
 
-It never pings. Binance pings every 3 min, and the library answers with the ping's payload. Whoever watches `age_s`
-notices that a connection has died; the protocol does not show it. See docs/ping-pong-timeouts.md.
+The connection sends no pings. Binance pings every 3 min, and the library answers with the payload of the ping. The
+protocol does not show that a connection has died; StreamPool notices it by `age_s`. See docs/ping-pong-timeouts.md.
 """
 
 import socket
@@ -20,10 +20,10 @@ from .faults import Cause, Kind
 from .libraries import LOOKUP_LIMIT_S, BadProxy, Lookup, shut_down
 from .refusals import refusal
 
-# Room for a hundred times today's market. A larger message is a fault, and parsing it would take all memory.
+# A hundred times the size of today's messages. To parse an even larger message could take all memory.
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _MAX_CONNECTING_S = 10.0
-# A blocked read looks this often whether it should close. The library keeps a half received frame meanwhile.
+# A read times out this often, to see whether the connection should close. The library keeps a partly received frame.
 _READ_TIMEOUT_S = 0.5
 # Source: RFC 6455, 7.4.1.
 _CLOSE_CODES = {
@@ -36,18 +36,18 @@ _CLOSE_CODES = {
 
 
 class _BoundedWebSocket(websocket.WebSocket):
-    """A WebSocket that gives up a message of absurd size while it is being received, and that any thread can abort."""
+    """A WebSocket with a limit on the size of a message, which any thread can abort."""
 
     def __init__(self, max_message_bytes: int) -> None:
         self.message_bytes = 0
         self._max_message_bytes = max_message_bytes
         self._is_aborted = False
-        # The decoder checks UTF-8 itself: the library's check is pure Python and costs 25 times the parsing.
+        # The decoder checks UTF-8. The check of the library is pure Python, and takes 25 times as long as the parsing.
         super().__init__(skip_utf8_validation=True)
 
     @property
     def sock(self) -> socket.socket | None:
-        """The socket, once TCP, proxy and TLS are set up. The library writes it."""
+        """The socket. The library sets it when TCP, proxy and TLS are ready; it is None before that."""
         return self._sock
 
     @sock.setter
@@ -57,14 +57,14 @@ class _BoundedWebSocket(websocket.WebSocket):
             shut_down(sock)
 
     def abort(self) -> None:
-        """End the connection, also one that is being set up. Unlike the library's own method, before it is open too."""
+        """End the connection at once, even while it is being set up. The method of the library cannot do that."""
         self._is_aborted = True
         if self.sock is not None:
             shut_down(self.sock)
 
     def _recv(self, bufsize: int) -> bytes:
         if self._is_aborted:
-            # Megabytes of tiny fragments may still wait in the kernel, and the library would read them all.
+            # The kernel may still hold megabytes of tiny fragments. The library would read them all before it noticed.
             raise websocket.WebSocketConnectionClosedException("aborted")
         received: bytes = super()._recv(bufsize)  # type: ignore[no-untyped-call]
         self.message_bytes += len(received)
@@ -97,7 +97,7 @@ class Connection:
         self.on_change = on_change
         self.started_s = clock.steady_s()
         self.lookup: Lookup | None = None
-        """The lookup of the first host's name, None until it began."""
+        """The name lookup of the first host, which may be a proxy; None before it begins."""
         self.opened_s: float | None = None
         """Steady time at which the handshake succeeded."""
         self.first_data_s: float | None = None
@@ -106,7 +106,7 @@ class Connection:
         """Steady time at which the event time of its mark prices last advanced."""
         self.newest_event_time_ms = 0
         self.ending: Cause | None = None
-        """Set once, when the connection is over."""
+        """Why the connection ended; None while it lives."""
         self._settings = settings
         self._clock = clock
         self._exchange_clock = exchange_clock
@@ -115,7 +115,7 @@ class Connection:
         self._websocket: Any = _BoundedWebSocket(max_message_bytes)
 
     def run(self) -> None:
-        """Connect and read until the end; blocks. Network errors end up in `ending`."""
+        """Connect, and read until the connection ends; blocks. Network errors are not raised: see `ending`."""
         ending = Cause(Kind.LOST, "closed by us")
         try:
             if not self._closing.is_set():
@@ -133,15 +133,15 @@ class Connection:
         self._closing.set()
 
     def abort(self) -> None:
-        """End the connection at once, whatever it is doing. Returns at once. From any thread, any number of times.
+        """End the connection without a close frame; returns at once. From any thread, any number of times.
 
-        While a name is looked up, and while TCP, proxy and TLS are set up, its thread goes on until that is over.
+        A name lookup or the setup of TCP, proxy and TLS cannot be interrupted. The thread ends after it.
         """
         self._closing.set()
         self._websocket.abort()
 
     def connecting_s(self, now_s: float) -> float:
-        """Return how long it has tried to get mark prices. The time for the name lookup does not count."""
+        """Return how long the connection has waited for mark prices, without the time of the name lookup."""
         since_s = self.started_s
         if self.lookup is not None:
             looked_up_s = min(now_s, self.started_s + LOOKUP_LIMIT_S)
@@ -149,31 +149,31 @@ class Connection:
         return now_s - since_s
 
     def age_s(self, now_s: float) -> float:
-        """Return how old its newest mark prices are by Binance's clock; before the first, how long it has tried."""
+        """Return the age of the newest mark prices by Binance's clock; before the first ones, `connecting_s`."""
         if self.last_advance_s is None:
             return self.connecting_s(now_s)
         return now_s - self._exchange_clock.as_of_s(self.newest_event_time_ms, self.last_advance_s)
 
     def lag_s(self) -> float | None:
-        """Return how old its newest mark prices were when they came, None before the first."""
+        """Return how old the newest mark prices were when they arrived; None before the first ones."""
         return None if self.last_advance_s is None else self.age_s(self.last_advance_s)
 
     def _connect(self) -> None:
         self.lookup = Lookup(self.url, self._clock.steady_s)
         timeout_s = min(_MAX_CONNECTING_S, self._settings.silence_seconds)
         try:
-            # A redirect is not followed. It would be an attempt that nobody counts, to an address that nobody chose.
+            # No redirect is followed. It would be an uncounted attempt, to an address that is not in the settings.
             self._websocket.connect(self.url, timeout=timeout_s, suppress_origin=True, redirect_limit=0)
         except (websocket.WebSocketException, OSError):
             raise
         except Exception as error:
-            # The library parses status line, headers and cookies without checking them, so it may raise anything.
+            # The library parses status line, headers and cookies without checks, so it may raise any exception.
             raise websocket.WebSocketProtocolException(f"the handshake's answer is not HTTP ({error})") from error
         self.opened_s = self._clock.steady_s()
         self._websocket.settimeout(_READ_TIMEOUT_S)
 
     def _read(self) -> Cause | None:
-        """Read until asked to close (None) or closed by the peer."""
+        """Read until the connection ends. Return why the peer closed it; None if we close it."""
         while not self._closing.is_set():
             try:
                 opcode, frame = self._websocket.recv_data_frame(control_frame=True)

@@ -1,4 +1,4 @@
-"""Decoding of both Binance formats into FundingRate records. Pure: no I/O, no state.
+"""Decodes both formats of Binance into FundingRate records. Pure: no I/O, no state.
 
 Facts of the exchange, as of November 2026:
 - Stream rows: `e` "markPriceUpdate", `E` event time ms, `s` symbol, `p` mark price, `i` index price, `r` funding rate,
@@ -22,9 +22,9 @@ from ..record import REST, STREAM, FundingRate, Terms
 
 _LONGEST_SYMBOL = 64
 _QUOTE_CHARACTERS = 200
-# Far beyond any market. What is brackets and little else takes forty times its size when it is parsed.
+# Far more than any market has. A text of nothing but brackets takes forty times its size in memory when parsed.
 _MOST_OBJECTS = 200_000
-# Far beyond any price, and small enough that whoever calculates with it stays finite.
+# Far above any price, and small enough that calculations with it do not become infinite.
 _LARGEST_NUMBER = 1e18
 _LONGEST_INTERVAL_HOURS = 24
 
@@ -32,19 +32,20 @@ _USD_M = 1
 
 
 class Decoded(NamedTuple):
-    """The usable rows of one message, and what became of the others."""
+    """The usable rows of one message, and the number of rejected rows."""
 
     rates: list[FundingRate]
     median_event_time_ms: int
-    """Of the usable rows, 0 without any: one absurd row must not speak for the others."""
+    """Median event time of the usable rows, 0 if there are none. One absurd row does not change it."""
     latest_event_time_ms: int
+    """Latest event time of the usable rows, 0 if there are none."""
     rejected: int
-    """Rows that were malformed; rows left out on purpose (COIN-M, no funding, other streams) do not count."""
+    """Number of malformed rows. Rows of COIN-M, rows without funding and rows of other streams are not malformed."""
     first_fault: str
-    """What was wrong with the first rejected row, or ""."""
+    """Fault of the first rejected row; "" if there is none."""
 
     def up_to(self, latest_ms: float) -> "Decoded":
-        """Reject the rows whose event time is beyond this: what has not happened yet would block its symbol."""
+        """Reject the rows with a later event time. If such a row were kept, no correct row could replace it."""
         if self.latest_event_time_ms <= latest_ms:
             return self
         rates = [rate for rate in self.rates if rate.event_time_ms <= latest_ms]
@@ -54,17 +55,17 @@ class Decoded(NamedTuple):
 
 
 class MalformedMessage(ValueError):
-    """A message or answer that is not the expected JSON at all; the text quotes at most 200 characters of it."""
+    """A message or answer is not the expected JSON at all. The text quotes at most 200 characters of it."""
 
 
 def decode_stream(payload: bytes, received_s: float) -> Decoded:
-    """Decode one WebSocket message, enveloped or bare.
+    """Decode one WebSocket message, with or without its envelope.
 
-    Raises MalformedMessage if it is not UTF-8, not JSON, or neither rows nor an event.
+    Raises MalformedMessage if it is not UTF-8, not JSON, or holds neither rows nor an event.
     """
     message = _parse(payload)
     if isinstance(message, dict):
-        # Without envelope a single event is a row itself; whether it is a mark price is judged like that of any row.
+        # Without an envelope, a single event is itself a row. The conversion checks whether it is a mark price.
         message = message.get("data", [message] if "e" in message else None)
     if isinstance(message, dict):
         message = [message]
@@ -85,10 +86,10 @@ def decode_premium_index(body: bytes, received_s: float) -> Decoded:
 
 
 def decode_funding_info(body: bytes) -> dict[str, Terms]:
-    """Decode the answer to GET /fapi/v1/fundingInfo: the terms of each symbol that it lists.
+    """Decode the answer to GET /fapi/v1/fundingInfo; return the terms of each listed symbol.
 
-    Rows without a usable interval are left out. Raises MalformedMessage if it is not UTF-8, not JSON, or holds no
-    usable row at all: an empty answer must not mean that all symbols are back to 8 h.
+    Rows without a usable interval are left out. Raises MalformedMessage if the answer is not UTF-8, not JSON, or has no
+    usable row: otherwise an empty answer would mean that all symbols have 8 h.
     """
     terms = {}
     for row in _parse_list(body):
@@ -103,7 +104,7 @@ def decode_funding_info(body: bytes) -> dict[str, Terms]:
 
 
 def decode_server_time(body: bytes) -> float:
-    """Decode the answer to GET /fapi/v1/time: Binance's time in Unix seconds. Raises MalformedMessage."""
+    """Decode the answer to GET /fapi/v1/time; return Binance's time in Unix seconds. Raises MalformedMessage."""
     answer = _parse(body)
     time_ms = answer.get("serverTime") if isinstance(answer, dict) else None
     if type(time_ms) is not int or not 0 < time_ms < 1 << 53:
@@ -140,7 +141,7 @@ def _explain(fault: Exception, row: Any) -> str:
     return f"{type(fault).__name__} {printable(quoted)}"
 
 
-_Row = Any  # as parsed: whether it is even an object is for the conversion to find out
+_Row = Any  # as parsed; it may not even be an object, which the conversion finds out
 _Convert = Callable[[_Row, float], FundingRate | None]
 _ROW_FAULTS = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
@@ -163,7 +164,7 @@ def _decode_rows(rows: list[_Row], convert: _Convert, received_s: float) -> Deco
 
 
 def _leave_out(market: Any) -> None:
-    """Leave out a row of another market. Raises TypeError for a market that is not a number."""
+    """Check the market of a row that is left out. Raises TypeError if it is not a number: the row is malformed then."""
     if type(market) is not int:
         raise TypeError(f"market {market!r}")
 
@@ -210,20 +211,21 @@ def _checked(
     source: str,
     received_s: float,
 ) -> FundingRate:
-    """Make the record. Raises TypeError or ValueError for anything that must not reach the file."""
-    # A lone surrogate is not printable either: it could not be encoded when the file is written.
+    """Make the record. Raises TypeError or ValueError if a value is not allowed in the state file."""
+    # isprintable() also rejects half a surrogate pair, which could not be encoded when the file is written.
     if type(symbol) is not str or not symbol.isprintable() or not 0 < len(symbol) <= _LONGEST_SYMBOL:
         raise ValueError("symbol")
     if type(event_time_ms) is not int or not 0 < event_time_ms < 1 << 53:
         raise ValueError("event time")
     if type(next_time_ms) is not int or not 0 < next_time_ms < 1 << 53:
         raise ValueError("next funding time")
-    # float() also accepts digits of other scripts and underscores. A sum of anything but texts has no isascii.
+    # float() also accepts underscores and digits of other scripts. If the values are not strings, their sum raises
+    # TypeError or has no isascii().
     texts = funding_rate + mark_price + index_price
     if not texts.isascii() or "_" in texts:
         raise ValueError("number")
     rate, mark, index = float(funding_rate), float(mark_price), float(index_price)
-    # False for NaN, too.
+    # The condition is also false for NaN.
     if not (-_LARGEST_NUMBER < rate < _LARGEST_NUMBER and 0 < mark < _LARGEST_NUMBER and 0 < index < _LARGEST_NUMBER):
         raise ValueError(f"one of the numbers {rate}, {mark}, {index}")
     settle = _optional(settle_price)
@@ -232,7 +234,7 @@ def _checked(
 
 
 def _optional(value: Any) -> float | None:
-    """Convert a number that a row need not have. If it is missing or malformed, it is not known."""
+    """Convert an optional number of a row; return None if it is missing or malformed."""
     if type(value) is not str or not value.isascii() or "_" in value:
         return None
     try:

@@ -1,8 +1,9 @@
-"""How long an HTTP refusal of Binance asks to wait. Pure.
+"""Computes how long an HTTP refusal of Binance asks us to wait. Pure.
 
 Facts of the exchange, as of November 2026:
-- 429: too many requests; 418: the IP is banned, 2 minutes to 3 days; asking again too early lengthens the ban. [1]
-- `Retry-After` holds the seconds; else the body names the end in ms ("... IP banned until 1795500000000"). [1]
+- 429: too many requests. 418: the IP is banned, for 2 minutes to 3 days. Asking too early lengthens the ban. [1]
+- `Retry-After` holds the seconds. If it is absent, the body has the end in Unix ms ("... IP banned until
+  1795500000000"). [1]
 - 403: refused by the firewall; 451: not served from this country. Both come for the WebSocket handshake too.
 [1] https://developers.binance.com/docs/derivatives/usds-margined-futures/general-info
 """
@@ -15,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from .faults import Cause, Kind
 
 LONGEST_BAN_S = 3 * 86_400
-# A refusal that is no ban is believed for this long at most. Its reason may end sooner than it says.
+# A refusal that is not a ban is obeyed for at most this long, because its reason may end sooner.
 _LONGEST_PAUSE_S = 600.0
 _BAN_WITHOUT_END_S = 120.0
 _BANNED_UNTIL = re.compile(r"banned until ([0-9]{13})")
@@ -29,7 +30,8 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, wall_s: float)
 
 
 def _wait_s(status: int, headers: Mapping[str, str], body: str, wall_s: float) -> float:
-    # The end of a ban is a time of Binance's clock. The answer shows that clock; without it, this host's must do.
+    # The end of a ban is given in Binance's time, so it is compared with the `Date` of the answer. If there is no
+    # `Date`, this host's clock is used.
     now_s = _http_date_s(headers.get("date", "")) or wall_s
     asked_s, is_ban = _retry_after_s(headers.get("retry-after", "").strip(), now_s), status in (418, 429)
     if is_ban and asked_s <= 0:
@@ -38,7 +40,7 @@ def _wait_s(status: int, headers: Mapping[str, str], body: str, wall_s: float) -
 
 
 def _retry_after_s(text: str, now_s: float) -> float:
-    """Return the seconds that a header asks for, 0 if it asks for none. Source: RFC 9110, 10.2.3."""
+    """Return the seconds in a `Retry-After` header, 0 if there are none. Source: RFC 9110, 10.2.3."""
     if re.fullmatch("[0-9]{1,9}", text):
         return float(text)
     return (_http_date_s(text) or now_s) - now_s

@@ -1,9 +1,9 @@
-"""When REST is asked for what: one thread ("rest"), never in the stream's way.
+"""Decides when to send which REST request, in a thread of its own ("rest"), so that the stream never waits for it.
 
 Facts of the exchange, as of November 2026:
 - GET /fapi/v1/premiumIndex without symbol: all symbols, weight 10 of 2400 per minute. [1]
 - GET /fapi/v1/time: weight 1. [2]
-- GET /fapi/v1/fundingInfo: symbols whose interval was ever adjusted (others have 8 h), at most 500 per 5 min. [3]
+- GET /fapi/v1/fundingInfo: symbols with adjusted terms (others have 8 h), at most 500 requests per 5 min. [3]
 - Refused requests cost weight too, and asking too early lengthens a ban; see refusals.py.
 [1] https://developers.binance.com/docs/derivatives/usds-margined-futures/market-data/rest-api/Mark-Price
 [2] https://developers.binance.com/docs/derivatives/usds-margined-futures/market-data/rest-api/Check-Server-Time
@@ -33,17 +33,18 @@ from .rest_client import Aborted, RestClient, RestError
 
 PREMIUM_INDEX, TIME, _FUNDING_INFO = "/fapi/v1/premiumIndex", "/fapi/v1/time", "/fapi/v1/fundingInfo"
 _INTERVALS_LIMIT_S = 5.0
-# An answer with a longer round trip says too little about the time.
+# An answer with a longer round trip is too inexact to use.
 _TIME_LIMIT_S = 2.0
-# A question that is not for a snapshot needs this much time before the next snapshot may be due.
+# A request other than for a snapshot is sent only if there is this much time until the next snapshot.
 _MIN_SPARE_S = 0.5
-# If Binance refuses without saying for how long (firewall, country), the wait doubles up to this.
+# If Binance refuses without a time (firewall, country), each wait is twice as long as the last, up to this.
 _MAX_WAIT_WITHOUT_RETRY_AFTER_S = 300.0
 _WITHOUT_RETRY_AFTER = (403, 451)
-# In fallback a snapshot is asked for at this share of REST_FALLBACK_SECONDS after the one before, because its answer
-# should come that often, over a new connection if need be. With 10 s that makes at most 8 in a minute: a weight of 80.
+# During fallback, an answer should arrive every REST_FALLBACK_SECONDS, even if a new connection is needed for it. So
+# each request is sent after this share of that time. With 10 s, that is at most 8 requests a minute: a weight of 80.
 _FALLBACK_SHARE = 0.8
-# In fallback a failed request is repeated so soon. Refusals are not. The weight stays below 200 a minute.
+# During fallback, a failed request is repeated after these times. A refused request is not. The weight stays below 200
+# a minute.
 _RETRY_DELAYS_S = (1.0, 2.0, 4.0)
 _MIN_STEP_S, _MAX_STEP_S = 0.05, 1.0
 _REFUSED, _FAILED = "REST refused", "REST failed"
@@ -51,7 +52,7 @@ _KNOWN_LABELS = ("403", "418", "429", "451", "connection", "malformed", "old", "
 
 
 class RestPoller:
-    """Asks when it is due, and hands the answers on. Reading its public fields is safe from any thread."""
+    """Sends REST requests when they are due, and hands on the answers. Any thread may read its public fields."""
 
     def __init__(
         self,
@@ -66,16 +67,16 @@ class RestPoller:
         feed: Feed,
         live_connections: Callable[[], int],
     ) -> None:
-        """Ask nothing yet. `live_connections` returns how many connections of the stream are live."""
+        """Send nothing yet. `live_connections` returns the number of live connections of the stream."""
         self.polls = 0
         self.errors: Counter[str] = Counter(dict.fromkeys(_KNOWN_LABELS, 0))
-        """Failed polls by the label of their cause. The usual labels exist from the start, so that the first shows."""
+        """Failed polls by the label of their cause. Usual labels begin at 0: Prometheus then sees the first one."""
         self.last_success_wall_s: float | None = None
         self.last_error: str | None = None
         self.trouble: str | None = None
-        """What keeps snapshots from coming now."""
+        """Why the last snapshot failed; None if it succeeded."""
         self.progress_s = clock.steady_s()
-        """Steady time at which the thread last went round. A request that hangs keeps it standing."""
+        """Steady time at which the last step began. It stays the same while a request hangs."""
         self._settings = settings
         self._current_s = current_s(settings)
         self._clock = clock
@@ -89,34 +90,34 @@ class RestPoller:
         self._feed = feed
         self._live_connections = live_connections
         self._took_s = 0.0
-        """How long the last snapshot took."""
+        """How long the last request for a snapshot took."""
         self._asked_s = -math.inf
-        """Steady time of the last question for a snapshot."""
+        """Steady time of the last request for a snapshot."""
         self._counted_from_s = -math.inf
-        """Steady time from which the next snapshot in fallback is timed."""
+        """Steady time from which the wait for the next snapshot counts during fallback."""
         self._paused_until_s = -math.inf
         self._refused_in_a_row = 0
         self._failed_in_a_row = 0
         self._retry_at_s = math.inf
-        """When a failed snapshot is asked for again in fallback."""
+        """When a failed request is repeated during fallback; infinite if none is to be repeated."""
 
     def restore(self, pause_s: float) -> None:
-        """Wait for as long as Binance had asked an earlier daemon to."""
+        """Wait for the rest of a pause that Binance asked an earlier daemon for."""
         self._paused_until_s = self._clock.steady_s() + pause_s
 
     def run(self, stop: threading.Event) -> None:
-        """Ask until `stop` is set; blocks, for a request under way until `abort`."""
+        """Send requests until `stop` is set; blocks. `abort` ends a request that is under way."""
         with contextlib.suppress(Aborted):
             while not stop.wait(self.step()):
                 pass
         self._client.close()
 
     def abort(self) -> None:
-        """Abort the request under way, at the end of the program. From any thread."""
+        """Abort the request that is under way. For the end of the program, from any thread."""
         self._client.abort()
 
     def step(self) -> float:
-        """Ask for what is due; return the seconds to the next step. For the polling thread; blocks for the request."""
+        """Send the request that is due, if any; return the seconds to the next step. Blocks. For the polling thread."""
         self.progress_s = now_s = self._clock.steady_s()
         self._update_fallback()
         wait_s = self._due_s() - now_s
@@ -148,30 +149,30 @@ class RestPoller:
         }
 
     def _due_s(self) -> float:
-        """Return when the next snapshot is to be asked for."""
+        """Return the steady time at which the next request for a snapshot is due."""
         due_s, fallback_s = self._asked_s + self._settings.rest_poll_seconds, self._settings.rest_fallback_seconds
         latest = self._freshness.latest
-        # Symbols that only REST delivers would be stale between two routine snapshots.
-        if self._stream_state.fallback_active or latest.from_rest or not latest.symbols:
+        # Symbols that the stream does not deliver would become stale between two routine snapshots.
+        if self._stream_state.fallback_active or latest.from_rest or latest.behind or not latest.symbols:
             in_fallback_s = self._counted_from_s + _FALLBACK_SHARE * fallback_s
             due_s = min(due_s + fallback_s, in_fallback_s, self._retry_at_s)
         return max(due_s, self._paused_until_s)
 
     def _until_fallback_s(self) -> float:
-        """Return the seconds until silence of the stream would start the fallback, infinite during fallback."""
+        """Return the seconds until the fallback starts if the stream stays silent; infinite during fallback."""
         if self._stream_state.fallback_active:
             return math.inf
         return self._current_s - self._freshness.stream_age_s()
 
     def _update_fallback(self) -> None:
-        """Let it be decided whether the stream brings the market. While it does not, snapshots come often."""
+        """Start or end the fallback, by the age of the stream."""
         age_s, latest = self._freshness.stream_age_s(), self._freshness.latest
         if self._stream_state.update(self._live_connections(), age_s, behind=latest.behind, of=latest.listed):
-            # A snapshot that comes any earlier might bring nothing newer than the stream had.
+            # An earlier snapshot might be no newer than the last rows of the stream.
             self._counted_from_s = latest.served_s - self._took_s
 
     def _poll(self) -> None:
-        """Ask for one snapshot, compare and merge it."""
+        """Request one snapshot, compare it with the stream, and merge it."""
         self._asked_s = self._counted_from_s = self._clock.steady_s()
         self._retry_at_s = math.inf
         self.polls += 1
@@ -185,13 +186,13 @@ class RestPoller:
         if age_s > self._current_s:
             self._note_failure(Cause(Kind.OLD, f"the rows of the snapshot are {age_s:.0f} s old"))
             return
-        # After the merge: a gap that it ends is logged with the trouble of its time.
+        # This comes after the merge, because a gap that ends with the merge is logged with `trouble` as its cause.
         self.last_success_wall_s, self.trouble = round(self._clock.wall_s(), 3), None
         self._refused_in_a_row = self._failed_in_a_row = 0
         self._throttle.resolve(_REFUSED, _FAILED, log_as="REST recovered")
 
     def _note_failure(self, cause: Cause) -> None:
-        """Count and log a failed snapshot, and decide when the next one is asked for."""
+        """Count and log a failed snapshot, and decide when to request the next one."""
         now_s = self._clock.steady_s()
         self.apply_pause(cause)
         if cause.code in _WITHOUT_RETRY_AFTER and self._paused_until_s <= now_s:
@@ -207,12 +208,12 @@ class RestPoller:
         self._throttle.warn(event, str(cause), next_in_s=round(max(0.0, self._due_s() - now_s), 1))
 
     def apply_pause(self, cause: Cause) -> None:
-        """Wait for as long as Binance asked, whichever request it refused."""
+        """Send nothing for as long as Binance asked, whichever request it refused."""
         if cause.wait_s:
             self._paused_until_s = self._clock.steady_s() + cause.wait_s
 
     def _ask_extra(self, spare_s: float) -> bool:
-        """Ask for the time or the intervals if one of them is due. Return whether one was."""
+        """Request Binance's time or the funding intervals, if one of them is due. Return whether one was."""
         now_s = self._clock.steady_s()
         if now_s >= self._exchange_clock.ask_due_s:
             self._exchange_clock.note_asked(now_s)
@@ -233,7 +234,7 @@ class RestPoller:
         except (RestError, rates.MalformedMessage, ImplausibleAnswer) as error:
             cause = _cause(error)
             self.apply_pause(cause)
-            if self.trouble is None:  # else REST fails as a whole, and this has been logged
+            if self.trouble is None:  # otherwise REST fails as a whole, and that is already logged
                 self._throttle.warn(trouble, str(cause), next="asked again")
         else:
             self._throttle.resolve(trouble, log_as=over)
