@@ -1,4 +1,4 @@
-"""The page for browsers: one file. Browsers run no script and no style on it but its own."""
+"""The page for browsers, which is one file. Its headers forbid every script and style except its own."""
 
 import base64
 import hashlib

@@ -141,7 +141,7 @@ def _connection_option(headers: Mapping[str, str], minor_version: str) -> str:
 
 def _announces_body(headers: Mapping[str, str], minor_version: str) -> bool:
     length, coding = headers.get("content-length"), headers.get("transfer-encoding")
-    if length is not None and not _CONTENT_LENGTH.fullmatch(length):  # two lengths joined by ", " do not match
+    if length is not None and not _CONTENT_LENGTH.fullmatch(length):  # or two headers, joined by ", "
         raise BadRequest(400, "malformed Content-Length")
     if coding is not None and (length is not None or minor_version == "0" or coding.lower() != "chunked"):
         raise BadRequest(400, "ambiguous message framing")
