@@ -56,7 +56,7 @@ def conditional(request: Request, body: Body, headers: Headers, *, may_compress:
 
 
 def accepts(header: str, *names: str) -> bool:
-    """Tell whether Accept or Accept-Encoding allows a name. Of these names, the first in it decides. RFC 9110, 12.5."""
+    """Tell whether the header allows the first of the names that it mentions. Source: RFC 9110, section 12.5."""
     weights: dict[str, float] = {}
     for item in header.lower().split(","):
         name, _, weight = item.partition(";")

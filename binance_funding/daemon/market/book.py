@@ -96,7 +96,7 @@ class Book:
     def note_snapshot(self, rates: Sequence[FundingRate], received_s: float) -> float:
         """Take note of the symbols that a snapshot lists, after its merge. It has at least one row.
 
-        Returns the age of its median row in seconds. If that is not current, the snapshot says nothing about halts.
+        Returns the age of its median row in seconds. If that row is not current, nothing is learned about halts.
         """
         median_ms = statistics.median_low(rate.event_time_ms for rate in rates)
         age_s = received_s - self._exchange_clock.as_of_s(median_ms, received_s)

@@ -37,7 +37,7 @@ class Intervals:
         self._clock = clock
         self._lock = threading.Lock()  # guards every field here: messages move funding times, REST brings the terms
         self._contradicted: dict[str, int] = {}
-        """By symbol, the interval that its next funding time last contradicted. Such an answer is outdated."""
+        """Intervals that the next funding time last contradicted, by symbol. fundingInfo is late if it repeats them."""
         self._missing: frozenset[str] = frozenset()
         """Symbols that the last answer lacked although their interval is not the usual one."""
         self._asked_s = -math.inf
