@@ -25,7 +25,7 @@ from binance_funding.clock import Clock
 from binance_funding.log import EventLogger
 from binance_funding.server.api import Api
 from binance_funding.server.http.server import HttpServer
-from binance_funding.server.listener import listen, raise_file_limit, why_not_listening
+from binance_funding.server.listener import explanation, listen, raise_file_limit
 from binance_funding.server.state_reader import StateReader
 from binance_funding.settings import SERVER
 
@@ -37,9 +37,7 @@ def main() -> int:
     settings = program.start_program(SERVER, "Serve the newest Binance USD-M funding rates over HTTP.")
     threads, host, port = program.Threads(), settings.api_host, settings.api_port
     program.on_signals(threads.stop_request.make)
-    listener = program.acquire(
-        lambda: listen(host, port), lambda error: why_not_listening(error, host, port), threads.stop_request
-    )
+    listener = program.acquire(lambda: listen(host, port), explanation(host, port), threads.stop_request)
     fitting = raise_file_limit(settings.api_max_connections)
     if fitting < settings.api_max_connections:
         _log.warning("fewer connections", most=fitting, cause="the limit of open files (ulimit -n)")

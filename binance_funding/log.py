@@ -79,9 +79,9 @@ class _Problem:
     next_s: float
     """When the next line is due, if the problem lasts."""
     wait_s: float
-    """Time from that line to the one after it."""
+    """Time between the next line and the line after it."""
     extra_lines: int = _EXTRA_LINES
-    """Lines that may still be logged before one is due."""
+    """Number of lines that may still be logged earlier than due."""
     suppressed: int = 0
     """Calls since the last line."""
     resolved_s: float = math.inf
@@ -89,7 +89,7 @@ class _Problem:
     """Kinds that were logged since the problem began or returned."""
 
     def is_due(self, kind: str, now_s: float) -> bool:
-        """Decide whether to log a line now, and count on that it is logged."""
+        """Decide whether to log a line now. If so, the caller must log it."""
         if now_s >= self.next_s:
             self.next_s = now_s + self.wait_s
             self.wait_s = min(2 * self.wait_s, _LONGEST_WAIT_S)
@@ -171,7 +171,7 @@ class _WaitingLines(logging.handlers.QueueHandler):
         self.lines: queue.Queue[logging.LogRecord] = queue.Queue(_MAX_WAITING_LINES)
         self.dropped = 0
         super().__init__(self.lines)
-        self.setFormatter(logging.Formatter("%(message)s"))  # else basicConfig would put level and logger before it
+        self.setFormatter(logging.Formatter("%(message)s"))  # basicConfig would set another format
 
     def enqueue(self, record: logging.LogRecord) -> None:
         try:

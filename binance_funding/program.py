@@ -164,7 +164,7 @@ class Threads:
         """Run the work of a thread, in this thread. If the work raises, log the error and request a stop."""
         try:
             work()
-        except Exception:  # noqa: BLE001 - a program without this thread would look alive
+        except Exception:  # noqa: BLE001 - without this, the program would run on without the thread
             _log.log(logging.CRITICAL, "thread died", exc_info=True, thread=name, next="the program ends")
             self._end(name, EX_SOFTWARE)
 

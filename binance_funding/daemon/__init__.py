@@ -1,1 +1,1 @@
-"""Binance to state file: stream and REST, the newest rate of each symbol, and how fresh the whole is."""
+"""From Binance to the state file: stream and REST, the newest rate of each symbol, and how fresh the market is."""

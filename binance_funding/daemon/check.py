@@ -1,4 +1,4 @@
-"""--check: whether this host gets Binance's funding rates, and if not, why. It prints a line for each step.
+"""--check finds out whether this host gets Binance's funding rates, and if not, why. It prints a line for each step.
 
 It uses the daemon's own parts, on connections of its own. It does not disturb a running daemon, and it keeps a pause
 that Binance asked that daemon for. It costs one connection to each address of the stream, until the first mark prices
@@ -34,11 +34,11 @@ from .source.libraries import check_certificates
 from .source.rest_client import RestClient, RestError
 from .source.rest_poller import PREMIUM_INDEX, TIME
 
-# With the start and the end of the program it makes less than 20 s.
+# --check ends within 20 s. The start and the end of the program take part of this time.
 _LIMIT_S, _CLOSE_LIMIT_S, _STEP_S = 17.0, 1.0, 0.1
-# The market comes in two messages.
+# Each update of the market comes in two messages, so --check waits this long for the second one.
 _COLLECT_S = 1.0
-# The state file has to fit into its folder. This is more than today's market takes.
+# The disk must have room for the state file. This is more than today's file needs.
 _ROOM_BYTES = 1 << 20
 _OUR_SERVER, _SERVER_LIMIT_S, _SERVER_BYTES = b'"name":"binance-funding"', 2.0, 4096
 _STEP_OF_KIND = {Kind.DNS: "DNS", Kind.PROXY: "proxy", Kind.TCP: "TCP", Kind.TLS: "TLS"}
@@ -91,16 +91,16 @@ def check_host(settings: Settings) -> int:
 
 
 class _Endpoint:
-    """One address of Binance and how far the way to it leads. A thread of its own writes it."""
+    """One address of Binance, and the steps that succeeded on the way to it. A thread of its own writes it."""
 
     def __init__(self, url: str, setting: str, own_steps: tuple[str, ...], pause_left_s: float) -> None:
         self.url = url
         self.setting = setting
         self.own_steps = own_steps
-        """The steps that follow TLS."""
+        """The steps of the check that follow TLS."""
         self.is_paused = pause_left_s > 0
         self.source: Connection | RestClient | None = None
-        """The part of the daemon that tries the way, None until it begins."""
+        """The part of the daemon that is used for the check; None before it begins."""
         self.successes: dict[str, str] = {}
         """The texts of its own steps that succeeded."""
         text = f"no answer within {_LIMIT_S:.0f} s"
@@ -111,7 +111,7 @@ class _Endpoint:
         self._parts = parts = urlsplit(url)
         is_retired = parts.path == "/stream" or parts.path.startswith("/ws")
         self.successor = parts._replace(path=f"/market{parts.path}").geturl() if is_retired else ""
-        """The address that replaced it, if it is a retired one. Source: Binance's change log of 2026-03-06."""
+        """The address that replaced this one, if this one is retired. Source: Binance's change log of 2026-03-06."""
 
     def results(self) -> Iterator[_Result]:
         """Yield the results of all steps up to the first that failed or hangs."""
@@ -176,11 +176,11 @@ class _HostCheck:
         results = [*_of_streams(streams), *self._lag(streams), *rest.results(), *self._wall_clock(rest), self._port]
         order = list(_ADVICE)
         _print(sorted(dict.fromkeys(results), key=lambda result: order.index(result.step)))
-        self._threads.join(_CLOSE_LIMIT_S)  # The connections send their close frames.
+        self._threads.join(_CLOSE_LIMIT_S)  # Meanwhile the connections send their close frames.
         return self._threads.exit_status() or int(any(result.advice for result in [*first, *results]))
 
     def _check_state_file(self) -> tuple[dict[str, Any], float, _Result]:
-        """Return the file's `connection_status`, the present by the clock of its times, and the result."""
+        """Return `connection_status` of the file, the present by the clock of the file, and the result of the step."""
         path, is_failed = os.path.realpath(self._settings.state_file), False
         try:
             state, since = read(path), ""
@@ -292,7 +292,7 @@ class _HostCheck:
 
 
 def _of_streams(streams: list[_Endpoint]) -> Iterator[_Result]:
-    """Yield the results of all addresses. Beside an address that brings mark prices, a retired one is no fault."""
+    """Yield the results of all addresses. A retired address is no fault if another one works."""
     has_prices = any("mark prices" in endpoint.successes for endpoint in streams)
     for endpoint in streams:
         for step, text, advice in endpoint.results():
@@ -312,7 +312,7 @@ def _words(error: OSError) -> str:
 
 
 def _is_our_server(address: str) -> bool:
-    """Ask the program that listens there what it is, without any proxy."""
+    """Ask the program that listens on the port of the server what it is. No proxy is used."""
     with requests.Session() as session:
         session.trust_env = False
         try:

@@ -24,7 +24,7 @@ class FundingRate(NamedTuple):
     received_s: float
     """When it arrived, on this host's steady clock."""
     estimated_settle_price: float | None = None
-    """None if the row has none."""
+    """None if the row does not have it."""
     interest_rate: float | None = None
     """Only REST rows have it."""
 
@@ -35,7 +35,7 @@ class Terms(NamedTuple):
     hours: int
     """Funding interval."""
     cap: float | None
-    """Highest funding rate; None if Binance names none, like the floor."""
+    """Highest funding rate. It is None if Binance names none, and so is the floor."""
     floor: float | None
     is_assumed: bool = False
     """Whether the interval is only assumed."""
@@ -52,8 +52,8 @@ def number(value: float | None) -> str:
 def render(rate: FundingRate, symbol_text: str, updated_at_text: str, interval_hours: int, more_text: str) -> str:
     """Return the record as one member of `funding_state`, in the order of schema.RECORD.
 
-    The symbol and the time of update are given as JSON text, because many records share them; all that follows the
-    prices as JSON members that begin with a comma.
+    Symbol and time of update are JSON text, made by the caller, because many records share them. `more_text` holds the
+    last members as JSON, each after a comma.
     """
     return (
         f'{symbol_text}:{{"fundingRate":{rate.funding_rate!r},"markPrice":{rate.mark_price!r},'

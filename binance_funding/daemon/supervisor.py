@@ -42,25 +42,26 @@ _log = EventLogger("binance_funding.daemon")
 _STUCK_AFTER_S, _REST_STUCK_AFTER_S = 10.0, 180.0
 _ROUND_S = 1.0
 # If a round of the main thread took this much longer than planned, the host was paused (SIGSTOP, suspend), and so were
-# the other threads. They get their whole time again, and the pause was not watched.
+# the other threads. Their time limits begin anew, and the pause does not count as observed.
 _HELD_UP_S = 3.0
 _STOP_WITHIN_S = 1.6
 _PRUNE_EVERY_S = 60.0
 # The age in the status line is rounded down to this step, so the line does not change between two ticks.
 _STATUS_AGE_STEP_S = 5
-# A tick brings thousands of records and no cycles, so the default of a collection every 700 objects is wasted work.
+# Each update makes thousands of records without reference cycles. So a garbage collection after every 700 objects, as
+# is the default, would find nothing.
 GARBAGE_THRESHOLD = 400_000
 
 
 def check(settings: Settings) -> None:
-    """Check what only this host can tell. Raises SettingsError."""
+    """Check settings whose validity depends on this host, such as paths. Raises SettingsError."""
     check_certificates()
     if why := why_not(settings.state_file):
         raise SettingsError(f"STATE_FILE={settings.state_file} is not allowed: {why}")
 
 
 class Daemon:
-    """All parts of the daemon, connected. Tests replace what reaches the outside."""
+    """All parts of the daemon, connected. Tests replace the parts that use the network."""
 
     def __init__(
         self,
@@ -173,7 +174,7 @@ class Daemon:
         return f"STATE_FILE={self.settings.state_file} cannot be written: {words}", EX_CANTCREAT
 
     def _watch(self) -> None:
-        """Until the stop: measure freshness, keep STATUS current, and feed the watchdog while all threads progress."""
+        """Measure freshness, keep STATUS current, and feed the watchdog while all threads progress, until a stop."""
         watchdog_s = systemd.watchdog_interval_s()
         round_s = min(_ROUND_S, watchdog_s or _ROUND_S)
         while not self.threads.stop_request.wait(round_s):
@@ -202,7 +203,7 @@ class Daemon:
             self._throttle.warn("stuck", cause, logging.ERROR, next="watchdog" if has_watchdog else "restart it")
         else:
             self._throttle.resolve("stuck", log_as="moving again")
-            # READY is repeated, because the first one may have been lost as well.
+            # READY is repeated, because the first READY may have been lost.
             if has_watchdog and not self.notify("READY=1\nWATCHDOG=1"):
                 self._throttle.warn("systemd not reached", "its notification socket takes nothing", next="tried again")
             else:

@@ -1,1 +1,1 @@
-"""State file to HTTP: what is read, what is answered, and the server that sends it."""
+"""From the state file to HTTP: reading the file, making the answers, and the server that sends them."""

@@ -48,7 +48,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A path that is served."""
+    """One path, and how it is answered."""
 
     answer: Callable[[Call], Response]
     """May raise InvalidParameter, which becomes 400."""
@@ -82,7 +82,7 @@ class Api:
     """Answers requests from the state file. For the one thread of the HTTP server."""
 
     def __init__(self, reader: StateReader, settings: Settings, clock: Clock) -> None:
-        """Read nothing yet: `version` does."""
+        """Read nothing yet. `version` reads the file."""
         self._reader = reader
         self._settings = settings
         self._clock = clock
@@ -114,7 +114,7 @@ class Api:
         """What the server counts, for /metrics."""
 
     def version(self) -> Hashable:
-        """Read the file if it has changed. As long as the returned value is equal, so is every answer."""
+        """Read the file if it has changed. While the returned value stays equal, every answer stays equal."""
         self._reader.refresh()
         if self._content_version != self._reader.version:
             self._content_version = self._reader.version

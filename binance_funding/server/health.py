@@ -1,7 +1,7 @@
-"""Whether the service is well: typed causes, the status that follows from them, and the body of /funding/health. Pure.
+"""Judges whether the service is well, and makes the body of /funding/health. Pure.
 
-A cause knows what distinguishes it from another cause. It also carries its sentence for people, which is made once and
-never read by a program.
+A verdict is a list of typed causes, and the status follows from them. Each cause also has a sentence for people, which
+no program reads.
 """
 
 from collections.abc import Hashable
@@ -16,12 +16,12 @@ from .content import Content
 
 HEALTHY, DEGRADED, UNHEALTHY = "healthy", "degraded", "unhealthy"
 
-# A lag of the stream is named only above this. Less is the time that the data travels.
+# The sentence names a lag of the stream only above this. A smaller lag is the normal delay of the network.
 _LAG_NAMED_S = 5.0
 
 
 class Kind(Enum):
-    """What can be said about the service."""
+    """The kinds of causes."""
 
     FILE_UNUSABLE = auto()
     DAEMON_SILENT = auto()
@@ -46,12 +46,12 @@ _HARMLESS = {Kind.AGES_BY_ARRIVAL, Kind.HISTORY_TROUBLE}
 
 @dataclass(frozen=True)
 class Cause:
-    """One thing to say. Two causes are equal if they differ only in their sentence, such as in an age that grows."""
+    """One thing that is wrong. Causes that differ only in their sentences, such as in an age that grows, are equal."""
 
     kind: Kind
     sentence: str = field(compare=False)
     facts: tuple[Hashable, ...] = ()
-    """Values that make this another cause when they change."""
+    """Values that distinguish this cause from others of the same kind."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def judge(content: Content, file_age_s: float, limit_s: float, file_error: str, 
 
 
 def _market_cause(content: Content, file_age_s: float, limit_s: float) -> Cause | None:
-    """Judge the age of the data; return None if it is as it should be."""
+    """Judge the age of the data; return None if nearly all data is fresh."""
     market, stale = content.market_size, content.stale_of_market(file_age_s, limit_s)
     newest_s = content.newest_age_s(file_age_s)
     if newest_s is None:
@@ -109,7 +109,7 @@ def _market_cause(content: Content, file_age_s: float, limit_s: float) -> Cause 
 
 
 def _stream_cause(content: Content, file_age_s: float, live: int, wanted: int) -> Cause | None:
-    """Judge where the data comes from; return None if it comes from as many connections as it should."""
+    """Judge the source of the data; return None if all connections deliver it."""
     status, behind = content.status, content.status["symbols_behind"]
     if live and not status["fallback_active"]:
         sentence = f"{live} of {wanted} stream connections"
@@ -131,7 +131,7 @@ def _stream_cause(content: Content, file_age_s: float, live: int, wanted: int) -
 
 
 def _troubles(content: Content, live: int, wanted: int) -> list[Cause]:
-    """Return what keeps the stream or REST from being as it should be, in the words of the daemon."""
+    """Return the troubles of stream and REST, as the daemon worded them."""
     stream = content.status["last_error"] if live < wanted else None
     rest = content.status["rest"]["trouble"]
     troubles = ((Kind.STREAM_TROUBLE, "stream", stream), (Kind.REST_TROUBLE, "REST", rest))
@@ -148,7 +148,7 @@ _SHOWN = {_camel_case(one.name): one.name for one in STATUS if one.in_health}
 
 
 def health(content: Content, file_age_s: float, limit_s: float, verdict: Verdict, settings: Settings) -> dict[str, Any]:
-    """Return the body of /funding/health. The verdict is that for the same limit."""
+    """Return the body of /funding/health. The verdict must be for the same limit."""
     status, alive = content.status, not is_heartbeat_late(file_age_s, settings.heartbeat_seconds)
     oldest_s, newest_s = content.oldest_age_s(file_age_s), content.newest_age_s(file_age_s)
     start_s = status["daemon_start_time"] if alive else None

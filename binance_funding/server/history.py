@@ -87,7 +87,7 @@ def _statistics(window: Window) -> dict[str, Any]:
         "count": len(window.rows),
         "complete": window.is_complete,
         "fundingRateSum": sum(row.rate_e8 for row in window.rows) / E8 if window.is_complete else None,
-        "averageAnnualizedFundingRate": rate / hours * _HOURS_PER_YEAR if hours else None,
+        "averageAnnualizedFundingRate": round(rate / hours * _HOURS_PER_YEAR, 12) if hours else None,
     }
 
 

@@ -3,13 +3,13 @@
 import resource
 import socket
 
-from ..program import EX_UNAVAILABLE
+from ..program import EX_UNAVAILABLE, Explain
 from ..systemd import store_socket, take_stored_socket
 from .http.server import Limits
 
 _BACKLOG = 1024
 SPARE_FILES = Limits.closing_connections + 64
-"""Number of open files beside the connections that are served."""
+"""Number of files that the server opens in addition to its connections."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -37,11 +37,15 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def why_not_listening(error: OSError, host: str, port: int) -> tuple[str, int]:
-    """Return why `listen` failed, as a sentence, and the exit status for it."""
-    words = (error.strerror or str(error)).partition(" (while")[0].lower()
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return f"cannot listen on {address}: {words}; change API_PORT or API_HOST", EX_UNAVAILABLE
+def explanation(host: str, port: int) -> Explain:
+    """Return the function that explains why `listen` failed at this address."""
+
+    def explain(error: OSError) -> tuple[str, int]:
+        words = (error.strerror or str(error)).partition(" (while")[0].lower()
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"cannot listen on {address}: {words}; change API_PORT or API_HOST", EX_UNAVAILABLE
+
+    return explain
 
 
 def raise_file_limit(max_connections: int) -> int:

@@ -116,7 +116,7 @@ class Listing:
         self._orders: dict[SortOrder, list[Listed]] = {}
         """The symbols of this content in each order that somebody asked for."""
         self._joined: dict[int, list[bytes]] = {}
-        """What `changes_of_all` returned in this edition, by its argument."""
+        """Results of `changes_of_all` in this edition, by its argument."""
 
     def refresh(self, content: Content, file_age_s: float) -> None:
         """Bring the listing up to date with the file, and mark the records that became stale meanwhile."""

@@ -17,7 +17,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PREFIX = "binance_funding_"
 _DURATION = _PREFIX + "http_request_duration_seconds"
 _Samples = list[tuple[str, Any]]
-"""Labels and value of each sample. In a histogram, the end of its name stands before the labels. None: not known."""
+"""Labels and value of each sample. In a histogram, the labels follow a suffix of the name. None means not known."""
 _Families = Iterator[tuple[str, str, _Samples]]
 """Name, meaning and samples of each metric."""
 
@@ -37,7 +37,7 @@ def _text(all_families: _Families) -> str:
     for name, meaning, samples in all_families:
         meanings, lines = families.setdefault(name, ([], []))
         meanings.append(meaning)
-        # The format reads numbers as Python writes them, but not True and False.
+        # Python's numbers are valid in this format, but True and False are not.
         lines += [f"{name}{labels} {value + 0!r}" for labels, value in samples if value is not None]
     return "".join(_family_text(name, ", ".join(meanings), lines) for name, (meanings, lines) in families.items())
 

@@ -13,7 +13,7 @@ _NUMBER_FIELDS = {*SORT_FIELDS} - {one.name for one in SERVED if one.kind == TEX
 _SORT = re.compile(r"(?P<minus>-?)(?:(?P<field>\w+)|abs\((?P<number>\w+)\))", re.ASCII)
 _DECIMAL = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
 _SHOWN_CHARACTERS = 40
-# A client may repeat `symbols` for each symbol. A query of 16 KiB could repeat it more often than is quickly read.
+# A client may repeat `symbols` for each symbol. Without a limit, the repetitions in a query of 16 KiB would be slow.
 _MOST_PARAMETERS = 2000
 _BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 

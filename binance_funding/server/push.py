@@ -1,4 +1,4 @@
-"""Server-sent events: what a subscriber is sent whenever it can take more. No I/O; for one thread.
+"""Makes the server-sent events for subscribers. No I/O; for one thread.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -23,12 +23,12 @@ class Push:
         self._id = ""
         """The line of an event that says when the file was written; empty if there is no file."""
         self._verdict: Verdict | None = None
-        """Replaced when another thing is wrong."""
+        """The verdict about the service. It is replaced when its causes change."""
         self._status = b""
-        """What /funding/health answers now."""
+        """The body of /funding/health at present."""
 
     def update(self, written_at_s: float, verdict: Verdict, health: Mapping[str, Any]) -> None:
-        """Take the time of the file, 0 if there is none, and what /funding/health answers."""
+        """Take the time of the file (0 if there is none) and the body of /funding/health."""
         self._id = f"id: {written_at_s}\n" if written_at_s else ""
         self._status = dump(health)
         # Two verdicts are equal while the same things are wrong, although ages and counts in their sentences grow.
@@ -36,7 +36,7 @@ class Push:
             self._verdict = verdict
 
     def follow(self, selection: Selection) -> Iterator[list[bytes]]:
-        """Yield what a subscriber lacks, each time it is asked.
+        """Yield the changes since the last yield, each time the subscriber can take more.
 
         Nothing is queued: a subscriber that asks seldom gets everything that it missed in one update.
         """

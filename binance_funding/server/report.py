@@ -1,4 +1,4 @@
-"""The standing test plan: four promises, checked over the last 24 hours against the records of the daemon. Pure."""
+"""Checks four promises of the service over the last 24 hours, by the history in the state file. Pure."""
 
 import math
 from collections.abc import Mapping
@@ -89,7 +89,7 @@ def _timeline_entry(start_s: int, quarter: Mapping[str, float], spans: _Spans) -
 
 
 def _share(fresh: float, of: float) -> float | None:
-    """Return the share of symbol-seconds, None if there were none. It is rounded down: only all of them make 1."""
+    """Return the share of symbol-seconds, None if there were none. It is rounded down, so 1 means all."""
     return math.floor(fresh / of * 1e6) / 1e6 if of else None
 
 

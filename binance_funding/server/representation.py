@@ -1,4 +1,4 @@
-"""A large body in the forms that a client may accept, and the answer with its tag or without it. Pure."""
+"""Answers with a large body: compressed or not, as the client accepts it, and with an ETag. Pure."""
 
 import functools
 import hashlib
@@ -9,13 +9,13 @@ from .http.message import Request, Response
 
 Headers = tuple[tuple[str, str], ...]
 
-# Compression beyond this level costs more milliseconds than it saves on a local network.
+# A higher level takes more time to compress than it saves on a local network.
 _GZIP_LEVEL = 1
 _GZIP_FORMAT = 16 + zlib.MAX_WBITS
 
 
 class Body:
-    """A large body. It is compressed and named when this is first needed, and then kept."""
+    """A large body. Its gzip form and its ETag are made when they are first needed, and then kept."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -33,7 +33,7 @@ class Body:
 
     @functools.cached_property
     def tag(self) -> str:
-        """A name for this content."""
+        """The ETag of this content, without its quotes."""
         return hashlib.blake2b(self.content, digest_size=12).hexdigest()
 
 
@@ -56,7 +56,7 @@ def conditional(request: Request, body: Body, headers: Headers, *, may_compress:
 
 
 def accepts(header: str, *names: str) -> bool:
-    """Read Accept or Accept-Encoding: tell whether the first of the names that it holds is wanted. RFC 9110, 12.5."""
+    """Tell whether the header allows the first of the names that it mentions. Source: RFC 9110, section 12.5."""
     weights: dict[str, float] = {}
     for item in header.lower().split(","):
         name, _, weight = item.partition(";")
@@ -66,6 +66,6 @@ def accepts(header: str, *names: str) -> bool:
 
 
 def _matches(if_none_match: str, etag: str) -> bool:
-    """Compare weakly, as a GET must. Source: RFC 9110, section 13.1.2."""
+    """Compare tags weakly, as a GET must. Source: RFC 9110, section 13.1.2."""
     tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
     return etag in tags or tags == ["*"]

@@ -10,9 +10,9 @@ class StateReader:
     """The current content of the file. For one thread."""
 
     def __init__(self, path: str) -> None:
-        self.path = os.path.abspath(path)  # error texts are read by people in other folders
+        self.path = os.path.abspath(path)  # error texts name the whole path
         self._seen: tuple[int, ...] | None = None
-        """What identifies the file that was read last; None if there was no file."""
+        """Identity of the file that was read last; None if there was no file."""
         self.state: dict[str, Any] | None = None
         """The content of the file, completed as the schema says; None if there is no usable file."""
         self.error = "not read yet"
@@ -30,7 +30,7 @@ class StateReader:
             self.state, self.error = read(self.path), ""
         except UnusableState as error:
             if isinstance(error.__cause__, OSError) and seen is not None:
-                # Not the file's fault (for example EMFILE): keep the last content, and look again next time.
+                # The file is not the cause (for example EMFILE). Keep the last content, and try again next time.
                 self._seen = ()
                 if self.state is not None:
                     return

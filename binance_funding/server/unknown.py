@@ -1,4 +1,4 @@
-"""Names that are no symbol of the market: why, and which symbol their author probably means. Pure."""
+"""Explains names that are not symbols of the market, and suggests the symbol that is probably meant. Pure."""
 
 import re
 from collections.abc import Container
@@ -23,8 +23,8 @@ class Unknown(NamedTuple):
 def explain(name: str, market: Container[str]) -> Unknown:
     """Say why a name, in upper case, is not among the symbols of the market.
 
-    The suggestion is the first of these that is a symbol: the name without separators, without what marks a perpetual,
-    and each of the two with USDT (or T, after USD) behind it.
+    The suggestion is the first of these that is a symbol: the name without separators; the same with USDT added (after
+    USD: T); and both again without the ending that marks a perpetual.
     """
     if _COIN_M.fullmatch(name):
         return Unknown("unknown symbol: COIN-M symbols are not served")

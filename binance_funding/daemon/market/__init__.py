@@ -1,1 +1,1 @@
-"""Records -> what is known of the market: the newest ones, how old they are, and the last 24 hours."""
+"""Judges the market by the records: the newest records, their ages, and the last 24 hours."""

@@ -1,6 +1,6 @@
-"""The newest funding rate of each symbol, from whichever source, and which symbols REST lists and which are halted.
+"""The newest record of each symbol, whichever source delivered it, and the symbols that are listed and halted.
 
-A record is old by Binance's clock (exchange_clock.py), not by its arrival.
+The age of a record is counted by Binance's clock (exchange_clock.py), not from its arrival.
 """
 
 import statistics
@@ -35,7 +35,7 @@ class Book:
         self.listed: frozenset[str] | None = None
         """The symbols of the last two REST snapshots; None before the first. Replaced as a whole."""
         self.interest_rates: Mapping[str, float] = {}
-        """Interest rate by symbol, as the last snapshot has it. Replaced as a whole."""
+        """Interest rate by symbol, from the last snapshot. Replaced as a whole."""
         self.version = 0
         """Grows with every change of the records, of `listed` or of `halted`."""
         self.news = 0
@@ -44,10 +44,10 @@ class Book:
         """Set by every merge that brought something new. The publisher waits for it and clears it."""
 
     def merge(self, rates: Sequence[FundingRate]) -> int:
-        """Merge decoded rows of one source; return how many of them were newer than what was known.
+        """Merge decoded rows of one source; return how many of them were newer than the known records.
 
-        An older or equal event time changes nothing. A REST row replaces a stream row only if that is not current, or
-        is much older than the REST row: REST must not hide what the stream is doing.
+        An older or equal event time changes nothing. While the stream works, a REST row replaces a stream row only if
+        the stream row is not current, or is much older than the REST row. So REST does not hide a faulty stream.
         """
         merged, moves = 0, []
         with self._lock:
@@ -57,7 +57,7 @@ class Book:
                 known = newest.get(symbol)
                 is_new = self._is_admitted(rate) if known is None else known.event_time_ms < rate.event_time_ms
                 if rate.source == STREAM:
-                    # Rows that REST is ahead of count here, too: they show how far the stream is behind.
+                    # Here also rows count that are older than a REST row: they show how far the stream is behind.
                     if is_new or (known is not None and self._is_news_of_stream(rate)):
                         before = from_stream.get(symbol)
                         if before is not None and before.next_funding_time_ms < rate.next_funding_time_ms:
@@ -72,7 +72,7 @@ class Book:
                     merged += 1
             if moves:
                 self._intervals.note_moves(moves)
-            self.version += 1  # also without anything new: the stream may have caught up with REST
+            self.version += 1  # even if no record is new, because `_from_stream` may have changed
             self.news += merged > 0
         if merged:
             self.changed.set()
@@ -101,7 +101,7 @@ class Book:
     def note_snapshot(self, rates: Sequence[FundingRate], received_s: float) -> float:
         """Take note of the symbols that a snapshot lists, after its merge. It has at least one row.
 
-        Returns the age of its median row in seconds. If that is not current, the snapshot says nothing about halts.
+        Returns the age of its median row in seconds. If that row is not current, nothing is learned about halts.
         """
         median_ms = statistics.median_low(rate.event_time_ms for rate in rates)
         age_s = received_s - self._exchange_clock.as_of_s(median_ms, received_s)
@@ -144,7 +144,7 @@ class Book:
                 self.version += 1
 
     def drop_ahead(self, latest_ms: float) -> int:
-        """Drop the records with event times beyond this, which proved wrong after they came; return how many."""
+        """Drop the records with later event times, which proved wrong after their arrival; return their number."""
         with self._lock:
             for symbol in [symbol for symbol, rate in self._from_stream.items() if rate.event_time_ms > latest_ms]:
                 del self._from_stream[symbol]

@@ -41,7 +41,7 @@ class Comparison:
 
 
 def compare(stream: Mapping[str, FundingRate], rest: Sequence[FundingRate], wall_s: float) -> dict[str, Any]:
-    """Compare every symbol that both have with event times close together. Pure.
+    """Compare the symbols that both sources have, if their event times are close together. Pure.
 
     Differences of the funding rate are absolute, differences of the mark price relative to REST.
     """

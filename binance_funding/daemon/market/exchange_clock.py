@@ -1,4 +1,4 @@
-"""Binance's time, kept on this host's boot clock: the age of every record is counted on it.
+"""Binance's time, carried on by this host's boot clock. Every age is counted by it.
 
 `GET /fapi/v1/time` is asked once a minute, and every 3 s while the time is unknown or in doubt. Half the round trip is
 subtracted from each answer. An answer is adopted if the answer before it says the same. While the time is unknown, an
@@ -34,7 +34,7 @@ class Verdict(enum.Enum):
     DOUBTFUL = enum.auto()
     """Ahead of Binance's time, and it is not decided yet which of the two is wrong."""
     AHEAD = enum.auto()
-    """Ahead of a time that two answers have confirmed since."""
+    """Ahead of Binance's time, which two answers have confirmed since the doubt began."""
 
 
 class _Answer(NamedTuple):
@@ -70,7 +70,7 @@ class ExchangeClock:
         self._lock = threading.Lock()  # guards every field below; `offset_s` may be read without it
         self.offset_s: float | None = None
         """None while Binance's time is not known."""
-        self._adopted_s = 0.0  # when the answer came that the offset was taken from
+        self._adopted_s = 0.0  # when the adopted answer arrived
         self._adopted_round_trip_s = 0.0
         self._asked_s = -math.inf
         self._last_answer: _Answer | None = None  # the last usable one, whether it was adopted or not
@@ -165,7 +165,7 @@ class ExchangeClock:
         offset_s = self.offset_s
         if offset_s is None:
             return median_event_time_ms + thresholds.ROW_AHEAD_S * 1000
-        # Half the market may lag behind: its median is no measure for the other half.
+        # If half of the market lags, the median is too early for the other half.
         return max(median_event_time_ms, (now_s + offset_s) * 1000) + thresholds.EVENT_AHEAD_S * 1000
 
     def latest_record_ms(self, now_s: float) -> float:

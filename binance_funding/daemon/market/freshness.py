@@ -38,7 +38,7 @@ class Freshness(NamedTuple):
     stale: int
     """Counted symbols that are older than `STALE_SECONDS`."""
     behind: int
-    """Symbols that the stream used to deliver and has delivered nothing current for."""
+    """Symbols that the stream used to deliver, but whose newest row from the stream is not current."""
     oldest_s: float
     """When the oldest counted record was true at Binance."""
     newest_s: float
@@ -50,10 +50,10 @@ class Freshness(NamedTuple):
 
 
 class _Times(NamedTuple):
-    """The times of all records, as long as nothing changes. The lists are sorted."""
+    """The times of all records, kept until something changes. The lists are sorted."""
 
     as_of: tuple[int, float | None, float]
-    """Version of the book, offset of Binance's time, and start: a change of one of them makes this outdated."""
+    """Version of the book, offset of Binance's time, and start. If one of them changes, these times are outdated."""
     symbols: int
     halted: int
     newest_s: float | None
@@ -69,7 +69,7 @@ class _Gap:
 
     def __init__(self, start_s: float, not_running_s: float) -> None:
         self.start_s = start_s
-        self.not_running_s = not_running_s  # how long of it no daemon ran
+        self.not_running_s = not_running_s  # the part of the gap in which no daemon ran
         self.missing: set[str] = set()  # every symbol that lacked new data at some time in the gap
 
 
@@ -89,7 +89,7 @@ class FreshnessWatch:
         self.gaps_ended = 0
         self.gap_seconds = 0.0
         self.symbol_seconds = SymbolSeconds(settings.stale_seconds, last_day)
-        self._not_running_s = 0.0  # time without a daemon that belongs to the gap that begins at the start
+        self._not_running_s = 0.0  # time without a daemon, as part of the first gap
         self._settings = settings
         self._current_s = thresholds.current_s(settings)
         self._clock = clock
@@ -102,14 +102,15 @@ class FreshnessWatch:
         self._gap: _Gap | None = None
         self._collected: _Times | None = None
         self.started_s = self._clock.steady_s()
-        """From when on the market counts as without data; an earlier daemon may have started before this one."""
+        """Start of the time without data, before any data. An earlier daemon may have started before this daemon."""
         self.latest = self._measure(self.started_s)
         """The last measurement."""
 
     def start_at(self, started_s: float, served_s: float, not_running_s: float) -> None:
         """Go on from an earlier daemon, after the book was restored.
 
-        Its start, when it last had new data, and for how long no daemon has run since. In that time nothing was fresh.
+        The arguments are its start, the time of its last new data, and the seconds since then without a daemon. During
+        these seconds, no record counts as fresh.
         """
         self.started_s = min(self.started_s, started_s)
         self._not_running_s = not_running_s
@@ -125,8 +126,8 @@ class FreshnessWatch:
         The rows of a snapshot may change which symbols are counted.
         """
         now_s, latest = self._clock.steady_s(), self.latest
-        # New data hides how old the data had become: note that first, unless somebody has just done so. While all
-        # records are young, and remain the same number, it makes no difference to the symbol-seconds.
+        # After the merge nobody can see how old the data had become, so measure before it. This is not needed if the
+        # last measurement is recent and all records are young.
         is_unwatched = now_s - latest.measured_s > thresholds.UNWATCHED_S
         is_old = now_s - min(latest.oldest_s, latest.served_s) > thresholds.FRESH_S[0]
         if is_unwatched or is_old or is_snapshot or not latest.symbols:
@@ -166,7 +167,7 @@ class FreshnessWatch:
         self._gap = None
         if gap is None:
             return None
-        # Symbols that turned out to be halted had no newer data to miss.
+        # Symbols that proved to be halted do not count, because the exchange had no newer data of them.
         is_real = not gap.missing or len(gap.missing - self._book.halted) > thresholds.MISSING_SHARE * latest.listed
         return gap if is_real else None
 

@@ -37,7 +37,7 @@ class Intervals:
         self._clock = clock
         self._lock = threading.Lock()  # guards every field here: messages move funding times, REST brings the terms
         self._contradicted: dict[str, int] = {}
-        """The interval that the next funding time of a symbol last contradicted. An answer that repeats it is late."""
+        """Intervals that the next funding time last contradicted, by symbol. fundingInfo is late if it repeats them."""
         self._missing: frozenset[str] = frozenset()
         """Symbols that the last answer lacked although their interval is not the usual one."""
         self._asked_s = -math.inf
@@ -78,10 +78,10 @@ class Intervals:
                 self._contradicted_s = self._clock.steady_s()
 
     def note_answer(self, answer: Mapping[str, Terms], rates: Iterable[FundingRate]) -> None:
-        """Take over what fundingInfo says about the symbols of the newest records. Raises ImplausibleAnswer.
+        """Take over an answer to fundingInfo, for the symbols of the newest records. Raises ImplausibleAnswer.
 
-        A symbol that the answer lacks, and that had another interval than the usual one, keeps it as assumed until the
-        next answer. If that lacks it too, the symbol has the usual interval.
+        If the answer lacks a symbol with an unusual interval, the symbol keeps this interval, marked as assumed. If the
+        next answer lacks it too, the symbol gets the usual interval.
         """
         with self._lock:
             newest = {rate.symbol: rate for rate in rates}
@@ -110,16 +110,16 @@ class Intervals:
 
 
 def _fits(rate: FundingRate, hours: int) -> bool:
-    """Tell whether the next funding time can be that of a period of so many hours."""
+    """Tell whether the next funding time is possible with this interval."""
     wait_ms = rate.next_funding_time_ms - rate.event_time_ms
     period_ms = hours * _HOUR_MS
     return rate.next_funding_time_ms % period_ms == 0 and wait_ms <= period_ms + thresholds.SETTLED_WITHIN_S * 1000
 
 
 def _settled_hours(before: FundingRate, after: FundingRate) -> int | None:
-    """Return the hours from the funding time that has just come to the next one. None if none has come.
+    """Return the hours between the funding time that has just passed and the next one; None if none has passed.
 
-    If the shortest period has passed since, settlements may have been missed, and the difference says nothing.
+    After an hour, a settlement may have been missed. The difference then says nothing, and the result is None.
     """
     late_ms = after.event_time_ms - before.next_funding_time_ms
     hours, rest_ms = divmod(after.next_funding_time_ms - before.next_funding_time_ms, _HOUR_MS)

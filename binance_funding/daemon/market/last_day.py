@@ -1,6 +1,6 @@
-"""The last 24 hours as the daemon saw them, kept in the state file. The server makes the report from them.
+"""Counts the events of the last 24 hours for the state file. The server makes the report from these counts.
 
-Events are counted by quarter hours, so any number of them fits into the file.
+Events are counted by quarter hours, so the file stays small, however many events there are.
 """
 
 import threading
@@ -22,7 +22,7 @@ class LastDay:
         self._lock = threading.Lock()  # guards everything below; held for microseconds only
         self._quarters: dict[int, dict[str, float]] = {}
         self._rounded: dict[int, dict[str, float]] = {}
-        """Quarter hours as they are written, by their start. A quarter hour that changes is removed."""
+        """Rounded quarter hours for the file, by their start. If a quarter hour changes, it is removed here."""
         self._gaps: list[dict[str, Any]] = []
 
     def count(self, wall_s: float, **amounts: float) -> None:

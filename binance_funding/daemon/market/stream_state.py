@@ -1,6 +1,6 @@
-"""Decides whether the stream brings the market. No other module does.
+"""Decides whether the stream delivers the market, or REST has to replace it (fallback). No other module decides that.
 
-How often REST is polled, whether REST rows replace rows of the stream, and what health reports follow from it.
+The decision determines how often REST is polled, whether REST rows replace stream rows, and what health reports.
 """
 
 from typing import Any
@@ -16,9 +16,9 @@ class StreamState:
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self.fallback_active = False
-        """Whether REST replaces the stream: snapshots come often."""
+        """Whether REST replaces the stream, so that snapshots are requested often."""
         self.keeps_rows = False
-        """Whether REST rows leave current rows of the stream as they are."""
+        """Whether current rows of the stream are kept although REST has newer rows."""
         self._current_s = thresholds.current_s(settings)
         self._throttle = LogThrottle(EventLogger(__name__), clock.steady_s)
         self._was_live = False  # whether any connection has ever been live

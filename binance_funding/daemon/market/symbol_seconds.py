@@ -23,7 +23,7 @@ class SymbolSeconds:
         wall_minus_steady_s = now.wall_s - now.steady_s
         while start_s < now.steady_s:
             quarter_end_s = ((start_s + wall_minus_steady_s) // QUARTER_S + 1) * QUARTER_S - wall_minus_steady_s
-            # A rounding error must not make the step nothing.
+            # At least 1 ms, because a rounding error could make the step 0, and the loop endless.
             end_s = min(now.steady_s, max(quarter_end_s, start_s + 0.001))
             amounts = {"all": len(as_of_s) * (end_s - start_s)}
             amounts |= {name: fresh_s(as_of_s, start_s, end_s, limit) for name, limit in self._limits_s.items()}
@@ -40,10 +40,10 @@ class SymbolSeconds:
 
 
 def fresh_s(as_of_s: Sequence[float], start_s: float, end_s: float, limit_s: float) -> float:
-    """Return the seconds between start and end in which records were no older than the limit, over all records.
+    """Return for how long records were no older than the limit between start and end, summed over all records.
 
-    `as_of_s` are the times at which the records were true, sorted. A record that becomes too old meanwhile counts until
-    then.
+    `as_of_s` are the times at which the records were true, sorted. A record that becomes too old between start
+    and end counts until then.
     """
     first, last = bisect_left(as_of_s, start_s - limit_s), bisect_left(as_of_s, end_s - limit_s)
     partly_s = sum(as_of_s[first:last]) - (last - first) * (start_s - limit_s)

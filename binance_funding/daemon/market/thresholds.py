@@ -30,7 +30,7 @@ MARK_PRICE_TOLERANCE = 0.005
 """The same for mark prices, relative to REST."""
 
 KEPT_S = 86_400.0
-"""A symbol that no source has brought anything new for in this time is removed."""
+"""A symbol is removed if its record is older than this."""
 
 EVENT_AHEAD_S = 1.0
 """A message whose median event time is further ahead of Binance's time than this contradicts that time."""
@@ -58,7 +58,7 @@ DOUBT_S = 10.0
 """Binance's time counts as unknown if answers have not settled a contradiction within this time."""
 
 REFUTED_FOR_S = 60.0
-"""Once two answers have confirmed the time, further messages ahead of it are rejected for this long without asking."""
+"""After two answers have confirmed the time, messages ahead of it are rejected for this long without asking again."""
 
 DRIFT = 50e-6
 """The boot clock gains or loses no more than this share of the time that has passed."""
@@ -74,19 +74,19 @@ INTERVALS_SOON_S = 20.0
 """They are asked for at once if a next funding time contradicts one of them, but no more often than this."""
 
 SETTLED_WITHIN_S = 5.0
-"""A next funding time may change this much before the funding itself."""
+"""The next funding time may change by this much earlier than the funding itself."""
 
 MAX_UNLISTED_SHARE = 0.1
 """If an answer about funding intervals lacks more of the symbols that it should list than this, it is a fault."""
 
 FRESH_S = (5.0, 12.0)
-"""The share of time in which symbols were younger than each of these is reported, and than `STALE_SECONDS`."""
+"""The report has the share of time in which symbols were no older than each of these, and than `STALE_SECONDS`."""
 
 LARGEST_WALL_OFFSET_S = 5.0
 """If this host's wall clock differs from Binance's by more than this, a warning says to check NTP."""
 
 UNWATCHED_S = 1.5
-"""If nobody has measured the market for this long, it is measured before new data hides how old the data had become."""
+"""If the last measurement is older than this, the market is measured before new data is merged."""
 
 FUNDING_TIME_WITHIN_S = 90.0
 """A record older than this says nothing about when its symbol is settled. REST delivers some symbols once a minute."""

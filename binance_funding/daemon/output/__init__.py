@@ -1,1 +1,1 @@
-"""What is known -> the state file, and back from it at the start."""
+"""Writes records and judgement into the state file, and restores them from it at the start."""

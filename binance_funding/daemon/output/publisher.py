@@ -26,7 +26,7 @@ _CLOCK_STEP_S = 0.002
 
 
 class Annotations(NamedTuple):
-    """What is known of symbols besides their rates. A part that changes is replaced as a whole."""
+    """Facts about symbols other than their rates. If a part changes, it is replaced as a whole."""
 
     terms: Mapping[str, Terms]
     interest_rates: Mapping[str, float]
@@ -39,7 +39,7 @@ _NOT_SETTLED = Summary(None, None, None, None, None)
 
 
 class _Member:
-    """One symbol's member of `funding_state`: what stays the same, and the text that was rendered last."""
+    """The member of `funding_state` for one symbol: its unchanging parts, and the text that was rendered last."""
 
     __slots__ = ("interval_hours", "more_text", "rate", "symbol_text", "text")
 
@@ -53,7 +53,7 @@ class _Member:
             f'"fundingRateFloor":{number(terms.floor)}'
         )
         self.more_text = terms_text + _settled_text(settled) + "".join(f',"{mark}":true' for mark in marks)
-        self.rate: FundingRate | None = None  # the record that `text` was rendered of
+        self.rate: FundingRate | None = None  # the record from which `text` was rendered
         self.text = b""
 
 
@@ -78,7 +78,7 @@ class Renderer:
     def __init__(self, exchange_clock: ExchangeClock) -> None:
         self._exchange_clock = exchange_clock
         self._members: dict[str, _Member] = {}
-        # The members were rendered with these; when one of them changes, all are rendered anew.
+        # The members were rendered with the following values. If one of these changes, all members are rendered again.
         self._annotations = Annotations({}, {}, None, frozenset(), {})
         self._wall_minus_steady_s = self._offset_s = 0.0
 
@@ -96,7 +96,7 @@ class Renderer:
         for rate, as_of_s in zip(rates, times_s, strict=True):
             member = self._members.get(rate.symbol) or self._new_member(rate.symbol)
             if member.rate is not rate:
-                if as_of_s != shown_s:  # most records of a message are as of the same time
+                if as_of_s != shown_s:  # most records of a message have the same time
                     shown_s, updated_at_text = as_of_s, f"{as_of_s + wall_s:.3f}"
                 text = render(rate, member.symbol_text, updated_at_text, member.interval_hours, member.more_text)
                 member.rate, member.text = rate, text.encode()
@@ -143,7 +143,7 @@ class Publisher:
         """Steady time at which the thread last finished a round, whether it could write or not."""
 
     def run(self, stop: threading.Event) -> None:
-        """Write until `stop` is set; blocks. Setting the book's `changed` as well ends it at once."""
+        """Write until `stop` is set; blocks. To end it at once, set `changed` of the book too."""
         written_news = 0
         while not stop.is_set():
             if self._book.changed.wait(self._heartbeat_s) and self._book.news - written_news < _MESSAGES_OF_A_TICK:
@@ -161,7 +161,7 @@ class Publisher:
             "version": VERSION,
             "updated_at": round(now.wall_s, 3),
             "daemon_pid": os.getpid(),
-            # The same instant on a clock that nobody can set: readers know ages even if the wall clock is set.
+            # The same instant on the boot clock, which nobody can set: ages stay right even if the wall clock is set.
             "boot_id": self._clock.boot_id,
             "boottime": round(now.steady_s, 3),
         }

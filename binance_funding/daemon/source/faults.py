@@ -22,7 +22,7 @@ _MAX_CHARACTERS = 300
 
 
 class Kind(enum.Enum):
-    """What failed, in the order in which a connection is set up, and then in which it is used."""
+    """What failed. The order is that of the steps of a connection."""
 
     CROWDED = "crowded"
     """This host has no thread left for another attempt."""
@@ -65,7 +65,7 @@ class Cause:
 
     @property
     def is_refusal(self) -> bool:
-        """Whether the exchange refused the request. A fault of the server's own (5xx) without a pause is none."""
+        """Whether the exchange refused the request. A server error (5xx) is a refusal only if it asks for a pause."""
         return self.kind is Kind.REFUSED and (self.code < 500 or self.wait_s > 0)
 
     @property
@@ -129,7 +129,7 @@ def from_error(error: Exception, lookup: Lookup | None) -> Cause:
     """Classify an error of either library. The lookup tells whether the first host on the way is a proxy."""
     chain = list(_chain(error))
     kind = next((kind for kind, types in _TYPES if any(isinstance(one, types) for one in chain)), Kind.PROTOCOL)
-    if hasattr(error, "remote_ip"):  # websocket-client marks an error of connecting with the address that it tried
+    if hasattr(error, "remote_ip"):  # websocket-client adds this attribute to an error of connecting
         kind = Kind.TCP
     elif kind is Kind.PROTOCOL and type(error) is OSError:
         kind = Kind.LOST
@@ -141,14 +141,14 @@ def from_error(error: Exception, lookup: Lookup | None) -> Cause:
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """Yield the error and the errors inside it: the libraries wrap the error of the system several times."""
     found = [error]
-    for outer in found:  # grows meanwhile
+    for outer in found:  # the loop appends to this list
         yield outer
         inner = [*outer.args, getattr(outer, "reason", None), outer.__cause__]
         found += [one for one in inner if isinstance(one, BaseException) and one not in found]
 
 
 def _detail(error: BaseException) -> str:
-    """Return the text of the innermost error, which is that of the system."""
+    """Return the text of an error that contains no other error."""
     if isinstance(error, TimeoutError):
         return _TIMED_OUT
     if isinstance(error, ssl.SSLError):

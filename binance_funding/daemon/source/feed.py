@@ -1,4 +1,4 @@
-"""Where everything from Binance arrives: it is decoded once, checked against Binance's time, compared and merged."""
+"""Decodes everything that comes from Binance, checks it against Binance's time, compares it, and merges it."""
 
 import math
 import threading
@@ -14,7 +14,7 @@ from ..market.freshness import FreshnessWatch
 from ..record import REST, STREAM
 from .rates import Decoded, MalformedMessage, decode_premium_index, decode_stream
 
-# Several connections bring the same few messages at about the same time.
+# All connections deliver the same messages at about the same time. Only the first copy of a message is decoded.
 _REMEMBERED_MESSAGES = 4
 
 
@@ -40,7 +40,7 @@ class Feed:
         self._freshness = freshness
         self._comparison = comparison
         self._throttle = LogThrottle(EventLogger(__name__), clock.steady_s)
-        # Held while a message is decoded: the same message of another connection waits, and is then recognised.
+        # Held while a message is decoded. A copy from another connection waits, and is then found in `_recent`.
         self._lock = threading.RLock()
         self._recent: deque[tuple[bytes, int]] = deque(maxlen=_REMEMBERED_MESSAGES)  # messages, median event times
 
@@ -81,8 +81,8 @@ class Feed:
     def _admit(self, decoded: Decoded, source: str, received_s: float) -> Decoded:
         """Return the message without rows that are ahead of Binance's time; count and log what is rejected.
 
-        While it is in doubt whether the message or the known time is wrong, all rows are left out, but not rejected.
-        The message keeps its event time then: its connection is not to blame.
+        While it is in doubt whether the message or the known time is wrong, all rows are left out, but not counted as
+        rejected. The message keeps its event time, so that its connection does not count as silent.
         """
         exchange_clock, median_ms = self._exchange_clock, decoded.median_event_time_ms
         verdict = exchange_clock.judge(median_ms, received_s) if decoded.rates else Verdict.TIMELY

@@ -1,4 +1,4 @@
-"""What requests and websocket-client lack: the system's certificates, a time for name lookups, an end from outside."""
+"""Adds to requests and websocket-client: certificates of the system, a limit for name lookups, aborting by threads."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ class BadProxy(ValueError):
 class Lookup:
     """Looks up the first host on the way to an address, in a thread of its own, to see how long that takes.
 
-    Both libraries look the name up themselves, and no timeout of theirs holds meanwhile. This second lookup runs at
+    Both libraries look the name up themselves, and their timeouts do not cover that time. This second lookup runs at
     the same time. When it ends, the limits of a request or a connection begin.
     """
 
@@ -41,11 +41,11 @@ class Lookup:
         self._on_end = on_end
         try:
             threading.Thread(target=self._run, name="lookup", daemon=True).start()
-        except RuntimeError:  # This host allows no more threads. The limits begin at once.
+        except RuntimeError:  # the host allows no more threads: the limits begin at once
             self._end()
 
     def _run(self) -> None:
-        # The library meets the same error and reports it.
+        # The library gets the same error and reports it.
         with contextlib.suppress(OSError, UnicodeError):
             found = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)
             self.addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
@@ -80,8 +80,8 @@ def _first_hop(url: str) -> tuple[str, str]:
 
 def shut_down(sock: socket.socket) -> None:
     """End a connection while another thread reads from it."""
-    with contextlib.suppress(OSError):  # It has ended already.
-        # The method of a TLS socket would take the TLS session away from the reading thread.
+    with contextlib.suppress(OSError):  # the connection may have ended already
+        # ssl.SSLSocket.shutdown would also drop the TLS session, while the other thread still reads with it.
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
@@ -95,7 +95,7 @@ class SystemAdapter(HTTPAdapter):
         self._connection: Any = None
         """The connection that was opened last."""
         self._sock: Any = None
-        """Its socket once it is connected. The connection itself forgets the socket before the answer is complete."""
+        """Socket of the connection. It is kept here because the connection drops it before the answer is complete."""
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -107,7 +107,7 @@ class SystemAdapter(HTTPAdapter):
         return super().proxy_manager_for(*args, ssl_context=ssl.create_default_context(), **kwargs)
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        """Add no list of requests' own. The context above verifies."""
+        """Do nothing: requests would load its own list of certificates here. The TLS context verifies instead."""
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
         """Return the pool for one request. `shut_down` knows the connection that the pool opens."""
@@ -124,7 +124,7 @@ class SystemAdapter(HTTPAdapter):
         return pool
 
     def shut_down(self) -> None:
-        """End the connection, also one to which the proxy's answer or the TLS handshake still trickles."""
+        """End the connection, even while the answer of the proxy or the TLS handshake still arrives."""
         sock = getattr(self._connection, "sock", None) or self._sock
         if isinstance(sock, socket.socket):
             shut_down(sock)

@@ -31,7 +31,7 @@ from .faults import Cause, Kind
 
 _log = EventLogger(__name__)
 
-# A connection has proved itself after it brought data for this long. Only then the next loss is answered quickly.
+# A connection is proven after it has brought data for this long. Only then the waits after failures become short again.
 _PROVEN_AFTER_S = 60.0
 # All connections together make one attempt per this time. After a quiet time, a burst of this many is allowed.
 _ATTEMPT_EVERY_S, _BURST = 1.25, 8
@@ -46,7 +46,7 @@ _RETURN_WAIT_S = 2.0
 _STEP_S = 0.25
 # After a pause of the process (SIGSTOP, suspend, a starved host), messages may wait unread. Silence is counted anew.
 _HELD_UP_S = 5.0
-# This many losses in a row and the connections after them are logged one by one, more of them at growing intervals.
+# Up to this many losses in a row are logged one by one. Further losses are logged at growing intervals.
 _MAX_LOSSES_LOGGED = 4
 # A replaced connection may take this long for its close frame. Then it is aborted.
 _CLOSE_WITHIN_S = 1.0
@@ -78,7 +78,7 @@ class StreamPool:
         self.last_connected_wall_s: float | None = None
         self.last_error: str | None = None
         self.progress_s = clock.steady_s()
-        """Steady time at which the supervising thread last went round."""
+        """Steady time at which the last step began."""
         self._settings = settings
         self._current_s = current_s(settings)
         self._clock = clock
@@ -94,33 +94,33 @@ class StreamPool:
         self._attempts: tuple[Connection, ...] = ()
         """Connections that have not brought current mark prices yet."""
         self._live: tuple[Connection, ...] = ()
-        """Connections that have, oldest first. Both tuples are replaced as a whole: other threads read them."""
+        """Connections that have brought some, oldest first. Both tuples are replaced as a whole, for other threads."""
         self._closing: dict[Connection, float] = {}
         """Connections that were told to end, and when each is aborted."""
         self._failures = 0
         """Attempts and connections that ended since the last proven connection. They make the wait longer."""
         self._losses = 0
-        """Live connections lost since the last proven one. They make the log quieter."""
+        """Live connections lost since the last proven one. The more of them, the less is logged."""
         self._failed_at_s = -math.inf
         self._retry_at_s = -math.inf
         """When to open a connection that is missing or that is to replace another."""
         self._replace_at_s = math.inf
         """When to replace the oldest connection."""
         self._booked_until_s = -math.inf
-        """Each attempt books _ATTEMPT_EVERY_S of time. A burst books ahead."""
+        """Each attempt moves this time on by _ATTEMPT_EVERY_S. A burst moves it into the future."""
         self._paused_until_s = -math.inf
-        """Until when Binance asked not to be called."""
+        """End of the pause that Binance asked for."""
         self._resumed_s = -math.inf
-        """When the process last went on after a pause."""
+        """When the process last continued after a pause."""
         self._proven_url = settings.binance_ws_urls[0]
-        """The address that data last came from, at first the first."""
+        """The address from which data last came. Before any data, it is the first address."""
         self._url_index = 0
         """Index of the address to try next."""
         self._last_lag_s: float | None = None
-        """How far the last connection was behind that was dropped for its lag, until another is live."""
+        """Lag of the last connection that was dropped for its lag; None once another connection is live."""
 
     def restore(self, pause_s: float) -> None:
-        """Wait for as long as Binance had asked an earlier daemon to."""
+        """Wait for the rest of a pause that Binance asked an earlier daemon for."""
         self._paused_until_s = self._clock.steady_s() + pause_s
 
     def run(self, stop: threading.Event) -> None:
@@ -164,13 +164,13 @@ class StreamPool:
         return [one for one in self._live if one.ending is None and one.age_s(now_s) <= silence_s]
 
     def trouble(self) -> str | None:
-        """Return what keeps connections from being live now, None if all are."""
+        """Return why connections are missing now; None if all are live."""
         return self.last_error if len(self.live()) < self._settings.stream_connections else None
 
     def lag_s(self) -> float | None:
         """Return how far the best connection is behind Binance's clock; None if that is not known.
 
-        Without a connection, it is the lag of the last one that was dropped for its lag.
+        If there is no connection, return the lag of the last connection that was dropped for its lag.
         """
         if self._exchange_clock.offset_s is None:
             return None
@@ -225,14 +225,14 @@ class StreamPool:
                 connection.abort()
 
     def _reset_once_proven(self, now_s: float) -> None:
-        """Forget the failures before a connection that has brought data for long enough."""
+        """Reset the number of failures once a connection has brought data for long enough."""
         firsts_s = [one.first_data_s for one in self._live if one.first_data_s is not None]
         if self._failures and any(self._failed_at_s < first_s <= now_s - self._proven_after_s for first_s in firsts_s):
             self._failures = self._losses = 0
             self._throttle.resolve("lost", "silent", log_as="stream steady", live=len(self.live()))
 
     def _is_attempt_due(self, now_s: float) -> bool:
-        """Tell whether to open a connection: one that is missing, or one that is to replace the oldest."""
+        """Tell whether to open a connection, either because one is missing or to replace the oldest."""
         wanted, retry_at_s = self._settings.stream_connections, self._retry_at_s
         if len(self._live) >= wanted:
             return now_s >= max(self._replace_at_s, retry_at_s) and not self._attempts
@@ -266,19 +266,20 @@ class StreamPool:
             connection.ending = faults.NO_THREAD
 
     def _choose_url(self, *, is_replacement: bool) -> str:
-        """Choose the address of an attempt. Only one attempt at a time leaves the address that data last came from.
+        """Choose the address of an attempt. Only one attempt at a time uses another address than the proven one.
 
-        Another address may open and stay silent. Not all attempts should wait there when the exchange is back.
+        Another address may accept the connection and stay silent. If all attempts waited there, none would notice that
+        the exchange is back.
         """
         urls = self._settings.binance_ws_urls
         if any(one.first_data_s is None and one.url != self._proven_url for one in self._attempts):
             return self._proven_url
-        # A planned replacement risks nothing. It is the time to see whether the first address is back.
+        # A planned replacement risks no data, so it tries whether the first address works again.
         return urls[0] if is_replacement and self._failures == 0 else urls[self._url_index]
 
     def _mark_live(self, connection: Connection, now_s: float) -> None:
         """Count an attempt that has brought current mark prices as live. It may replace the oldest connection."""
-        # An attempt at another address would wait there, for silence and then for its backoff.
+        # Attempts at other addresses are ended. They might only wait there until they count as silent.
         elsewhere = [one for one in self._attempts if one.url != connection.url]
         self._closing |= dict.fromkeys(elsewhere, now_s)
         self._attempts = tuple(one for one in self._attempts if one is not connection and one not in elsewhere)
@@ -312,12 +313,12 @@ class StreamPool:
         self._live = tuple(one for one in self._live if one is not connection)
         self._attempts = tuple(one for one in self._attempts if one is not connection)
         self.last_error = str(cause)
-        # The time it lived counts: what matters to the exchange is how often it is asked.
+        # The life of the connection counts as part of the wait, because the wait only limits how often we connect.
         lived_s = now_s - connection.started_s
         wait_s = self._scattered(max(self._backoff_s(cause) - lived_s, self._settings.reconnect_min_seconds))
         self._failed_at_s, self._retry_at_s = now_s, now_s + wait_s
         self._failures += not cause.is_unreachable
-        if cause.wait_s:  # Of several pauses the longest holds.
+        if cause.wait_s:  # If there are several pauses, the longest one holds.
             self._paused_until_s = max(self._paused_until_s, now_s + cause.wait_s)
         urls = self._settings.binance_ws_urls
         if connection.first_data_s is None and connection.url == urls[self._url_index]:

@@ -1,4 +1,4 @@
-"""One REST request, with a deadline that holds wherever it hangs.
+"""Sends one REST request at a time, which ends at its deadline wherever it hangs.
 
 requests does the HTTP, gzip, proxies and TLS. Its timeouts are for one read, and none holds while a name is looked
 up. So each request runs in a thread of its own. At the deadline and at the end of the program nobody waits for that
@@ -20,7 +20,7 @@ from .faults import Cause, Kind
 from .libraries import LOOKUP_LIMIT_S, Lookup, SystemAdapter
 from .refusals import refusal
 
-# Eighty times the answer for today's market.
+# Eighty times the size of today's answer.
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 # A small piece of gzip may unpack to a thousand times its size.
 _PIECE_BYTES = 16 * 1024
@@ -58,7 +58,7 @@ class _Session(requests.Session):
         self.mount("https://", self.adapter)
 
     def get_redirect_target(self, _resp: requests.Response) -> str | None:
-        """Follow no redirect. Not even its target is read, which may be anything."""
+        """Return None, so that no redirect is followed. The target of the redirect is not even read."""
         return None
 
 
@@ -81,21 +81,21 @@ class _Request(threading.Thread):
         self.is_named = threading.Event()
         """Set when the name lookup is over. The limit of the request begins then."""
         self.is_over = threading.Event()
-        """Set at the end, and when nobody waits for the answer any more."""
+        """Set when the request has ended, or when nobody waits for its answer any more."""
         self._max_bytes = max_bytes
 
     def run(self) -> None:
         """Ask Binance."""
         try:
             self.answer = self._ask()
-        except Exception as error:  # noqa: BLE001 - the waiting thread raises it, bugs included
+        except Exception as error:  # noqa: BLE001 - the waiting thread raises the exception again
             self.error = error
         if self.answer is None or self.is_over.is_set():  # Nobody will use the session again.
             self.session.close()
         self._end()
 
     def abandon(self) -> None:
-        """Let nobody wait any longer, and end the request where it hangs in a connection. From any thread."""
+        """End the wait for the answer, and shut down the connection. From any thread."""
         self._end()
         self.session.adapter.shut_down()
 
@@ -147,7 +147,7 @@ class RestClient:
         """
         self._abandoned = [request for request in self._abandoned if request.is_alive()]
         for request in self._abandoned:
-            request.abandon()  # By now it may have come further than the name lookup.
+            request.abandon()  # Meanwhile the request may have got past the name lookup.
         if len(self._abandoned) >= _MAX_ABANDONED:
             raise RestError(Cause(Kind.CROWDED, f"{len(self._abandoned)} earlier requests still hang"))
         answer = self._ask(self.base_url + path, within_s)

@@ -33,8 +33,8 @@ class Client:
     took_s: float  # when the client last took bytes, or connected
     served: int  # number of the turn in which the client was last served, or connected
     state: State = State.NEW
-    unanswered: bytes = b""  # received bytes
-    checked: int = 0  # so many of the unanswered bytes are known to be an incomplete head
+    unanswered: bytes = b""  # received bytes of requests that have no answer yet
+    checked: int = 0  # number of unanswered bytes that were searched for the end of a head, without success
     unsent: list[bytes | memoryview] = field(default_factory=list)
     closes: bool = False  # no further request is answered, and the connection is closed after the unsent bytes
     events: Iterator[list[bytes]] | None = None  # the source of further bytes for a subscriber

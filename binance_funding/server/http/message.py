@@ -92,7 +92,7 @@ def _parse_beginning(head: bytes, checked: int) -> tuple[str, str, str]:
         raise BadRequest(414, "request line too long")
     if len(head) - query_bytes > _MAX_HEAD_BYTES:
         raise BadRequest(431, _HEADER_TOO_LARGE)
-    if not line_end or checked > len(line) or head == b"\r":  # incomplete, parsed before, or an empty line
+    if not line_end or checked > len(line) or head == b"\r":  # the line is incomplete, was parsed before, or is empty
         return "", "", ""
     match = _REQUEST_LINE.fullmatch(line.decode("latin-1"))
     if match is None:
@@ -141,7 +141,7 @@ def _connection_option(headers: Mapping[str, str], minor_version: str) -> str:
 
 def _announces_body(headers: Mapping[str, str], minor_version: str) -> bool:
     length, coding = headers.get("content-length"), headers.get("transfer-encoding")
-    if length is not None and not _CONTENT_LENGTH.fullmatch(length):  # two lengths joined by ", " do not match
+    if length is not None and not _CONTENT_LENGTH.fullmatch(length):  # two headers arrive joined by ", "
         raise BadRequest(400, "malformed Content-Length")
     if coding is not None and (length is not None or minor_version == "0" or coding.lower() != "chunked"):
         raise BadRequest(400, "ambiguous message framing")

@@ -152,8 +152,8 @@ class HttpServer:
             self._rules[state].limit_s = min(self._rules[state].limit_s, self._limits.drain_s)
 
     def stop(self) -> None:
-        """Make serve() return, called already or not. Never blocks or raises; safe in any thread and signal handler."""
-        with contextlib.suppress(OSError):  # full of earlier calls, or closed because serve() has returned
+        """Make serve() return, even if it is called later. Never blocks or raises. For any thread or signal handler."""
+        with contextlib.suppress(OSError):  # stop() was called often, or serve() has returned and closed it
             self._stop_sender.send(b"\0")
 
     def _run_once(self, until_s: float) -> bool:
@@ -197,7 +197,7 @@ class HttpServer:
             return
         except OSError:  # connection reset, broken pipe, timed out: the client is gone
             pass
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the other clients
+        except Exception as error:  # noqa: BLE001 - a fault with one client must not end the others
             facts = {"state": client.state.name.lower(), "next": "this connection is closed"}
             self._throttle.warn("connection failed", type(error).__name__, logging.ERROR, exc_info=True, **facts)
         if client.state is not _CLOSED:
@@ -235,7 +235,8 @@ class HttpServer:
                 self._act(dispensable, self._close)
             else:
                 self._throttle.warn("accept paused", str(error.strerror), next="new connections wait")
-                time.sleep(0.02)  # the listener stays ready, and the loop must not spin
+                # The selector reports the listener again at once. Without this pause, the loop would use all CPU time.
+                time.sleep(0.02)
             return dispensable is not None
         if dispensable:
             self._act(dispensable, self._close)
@@ -251,7 +252,7 @@ class HttpServer:
 
         A connection that came or was served in this turn is spared: its next request may have come meanwhile.
         """
-        # Half a request is no better than none: a crowd of them must not displace clients that were served recently.
+        # An incomplete request counts like none: many of them must not displace clients that were served recently.
         waiting = filter(None, map(self._connections.first, _ASKING))
         longest = min(waiting, key=attrgetter("since_s"), default=None)
         if longest and longest.since_s < self._now_s:
