@@ -53,4 +53,6 @@ def test_a_polite_client_beside_a_crowd_is_answered_soon(server: Server, kind: s
     assert ended_in_s < 3
     assert server.process.returncode == 0
     events = [" ".join(line.split()[2:4]) for line in server.log]
-    assert all(event.startswith(("listening", "stopped", "full", "subscribers full")) for event in events), events
+    assert all(
+        event.startswith(("settings", "listening", "stopped", "full", "subscribers full")) for event in events
+    ), events
