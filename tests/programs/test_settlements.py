@@ -108,7 +108,7 @@ def test_a_refusal_pauses_snapshots_too(exchange: Exchange, tmp_path: Path) -> N
     """Binance counts both together. Afterwards the history is filled."""
     exchange.rest_fault(429, retry_after_s=7, count=1, path=FUNDING_RATE)
     with Daemon(exchange, tmp_path, **ONE_DAY, REST_POLL_SECONDS=1) as daemon:
-        daemon.wait_for_line("settlement history incomplete")
+        daemon.wait_for_line("settlement history incomplete", within_s=90)
         refused_s = time.time()
         eventually(lambda: daemon.status()["rest"]["paused_until"], "the pause")
         daemon.wait_for_line("settlement history filled again", within_s=60)
@@ -136,7 +136,7 @@ def test_a_locked_history_affects_nothing_else(exchange: Exchange, tmp_path: Pat
     with running_both(exchange, tmp_path, **ONE_DAY) as (daemon, server):
         eventually(lambda: filled(daemon), "the last 24 h to be filled", FILL_WITHIN_S)
         lock = hold_lock(tmp_path / HISTORY_FILE)
-        daemon.wait_for_line("settlement history incomplete.*locked")
+        daemon.wait_for_line("settlement history incomplete.*locked", within_s=90)
         eventually(lambda: server.get("/funding/health")[1]["error"], "health to name it")
         assert_unaffected(daemon, server)
         assert server.get("/funding/BTCUSDT/history")[0] == 503
@@ -152,7 +152,7 @@ def test_a_damaged_history_is_renamed_and_filled_again(exchange: Exchange, tmp_p
     path = tmp_path / HISTORY_FILE
     path.write_bytes(b"junk" * 5000)
     with running_both(exchange, tmp_path, **ONE_DAY) as (daemon, server):
-        daemon.wait_for_line("settlement history incomplete.*broken")
+        daemon.wait_for_line("settlement history incomplete.*broken", within_s=90)
         assert (tmp_path / f"{HISTORY_FILE}.broken").read_bytes() == b"junk" * 5000
         daemon.wait_for_line("settlement history filled again")
         daemon.wait_for_newer_data()
@@ -167,7 +167,7 @@ def test_a_full_disk_costs_the_history_only(exchange: Exchange, tmp_path: Path) 
         pytest.skip("only root can mount a small disk")
     try:
         with running_both(exchange, tmp_path, **ONE_DAY, HISTORY_FILE=disk / "history") as (daemon, server):
-            daemon.wait_for_line("settlement history incomplete.*full")
+            daemon.wait_for_line("settlement history incomplete.*full", within_s=90)
             eventually(lambda: server.get("/funding/health")[1]["error"], "health to name it")
             assert_unaffected(daemon, server)
             subprocess.run(["mount", "-o", "remount,size=10m", disk], check=True)
