@@ -261,7 +261,7 @@ class FreshnessWatch:
         )
 
     def _reached_by_most(self, sorted_s: list[float]) -> float:
-        """Return the time that all but 1 % have reached; without any, the daemon's start."""
+        """Return the time that 99 % of these times reach or exceed. Without any times, return the daemon's start."""
         return sorted_s[int(thresholds.MISSING_SHARE * len(sorted_s))] if sorted_s else self.started_s
 
     def stream_age_s(self) -> float:
